@@ -1,0 +1,1 @@
+"""qpass: a PyTorch 2 compiler pass for transformer quantization."""

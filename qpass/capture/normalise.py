@@ -1,0 +1,257 @@
+"""CAPTURED -> NORMAL: one spelling for one thing.
+
+Patterns go through this same file, so a pattern and a model that mean the same thing are written the same way.
+Every step keeps the numbers bit for bit.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from qpass.graph.program import Program, copy_graph
+from qpass.graph.values import assign_names
+
+aten = torch.ops.aten
+
+_ASSERTS = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
+            "sym_constrain_range_for_size"}
+_SAME = {aten.alias.default, aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default,
+         aten.detach_copy.default, aten.alias_copy.default, aten.contiguous.default}
+_DIM = {aten.cat.default: 1, aten.slice.Tensor: 1, aten.softmax.int: 1, aten._softmax.default: 1, aten.mean.dim: 1,
+        aten.sum.dim_IntList: 1, aten.amax.default: 1, aten.amin.default: 1, aten.select.int: 1,
+        aten.split.Tensor: 2, aten.split_with_sizes.default: 2, aten.chunk.default: 2}
+_RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default,
+            aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
+
+
+def normalise(program: Program) -> Program:
+    """The same program without asserts, no-op casts, aliases and copies, with linears and dims in one spelling."""
+    graph, _ = copy_graph(program.graph)
+    params = dict(program.params)
+    normalise_graph(graph)
+    _linears(graph, params)
+    graph.eliminate_dead_code()
+    assign_names(graph)
+    return program.with_graph(graph, params=params, stage="NORMAL")
+
+
+def normalise_graph(graph: fx.Graph) -> None:
+    """The steps that need no parameters, in place; patterns use it too."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if op_base(node) in _ASSERTS:
+            graph.erase_node(node)
+            continue
+        node.target = _RENAMED.get(node.target, node.target)
+        _respell_cast(node)
+        _respell_view(node)
+        _drop_defaults(node)
+        same = _same_as(node)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+            continue
+        _respell_dims(node)
+    graph.eliminate_dead_code()
+
+
+def op_base(node: fx.Node) -> str:
+    """``linear`` for ``aten.linear.default``; the plain name of any other callable."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
+
+
+def _shape(arg: Any) -> tuple[Any, ...] | None:
+    value = arg.meta.get("val") if isinstance(arg, fx.Node) else None
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _respell_cast(node: fx.Node) -> None:
+    """``to(x, dtype)``, ``type_as`` and ``_to_copy(x, dtype=, device=same)`` -> ``_to_copy(x, dtype=)``."""
+    if node.target in (aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten._to_copy.default):
+        source, value = node.args[0], node.meta["val"]
+        if source.meta["val"].device == value.device and node.kwargs.get("memory_format") is None:
+            node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": value.dtype}
+
+
+def _drop_defaults(node: fx.Node) -> None:
+    """Trailing arguments that equal the schema's defaults are not written."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return
+    plain = [argument for argument in schema.arguments if not argument.kwarg_only]
+    args = list(node.args)
+    keep = 5 if node.target is aten.layer_norm.default else 0  # eps is a named literal of its pattern
+    while len(args) > keep and plain[len(args) - 1].has_default_value() and _same_literal(args[-1], plain[len(args) - 1].default_value):
+        args.pop()
+    node.args = tuple(args)
+
+
+def _same_literal(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and not isinstance(one, fx.Node | list) and bool(one == two)
+
+
+def _respell_view(node: fx.Node) -> None:
+    """``flatten`` and ``reshape(x, [.., -1])`` with a known size -> ``reshape`` with every size written."""
+    if node.target is aten.flatten.using_ints:
+        sizes: list[Any] | None = list(node.meta["val"].shape)
+    elif node.target in (aten.reshape.default, aten.expand.default) and -1 in node.args[1]:
+        sizes = [known if size == -1 and isinstance(known, int) else size
+                 for size, known in zip(node.args[1], node.meta["val"].shape)]
+    else:
+        return
+    if node.target is aten.flatten.using_ints and all(isinstance(size, int) for size in sizes):
+        node.target = aten.reshape.default
+    if node.target is not aten.flatten.using_ints:
+        node.args = (node.args[0], sizes)
+
+
+def _same_as(node: fx.Node) -> Any:
+    """The operand that this node equals bit for bit, or None."""
+    first = node.args[0] if node.args else None
+    if node.target in _SAME:
+        return first
+    if node.target is aten._to_copy.default and "memory_format" not in node.kwargs:
+        return first if first.meta["val"].dtype == node.meta["val"].dtype and _same_device(first, node) else None
+    if node.target is aten.dropout.default and not node.args[2]:
+        return first
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar) and _is_number(node.args[1], 1):
+        return _if_same_type(first, node)
+    if node.target is aten.add.Tensor and _is_number(node.args[1], 0) and not node.meta["val"].is_floating_point():
+        return _if_same_type(first, node)
+    if node.target is aten.expand.default or node.target is aten.reshape.default:
+        return first if _same_shape(first, node) else None
+    if node.target is aten.slice.Tensor:
+        return _whole_slice(node)
+    if node.target is aten.cat.default:
+        return _cat(node)
+    if node.target is operator.getitem and isinstance(first, list | tuple):
+        return first[node.args[1]]
+    return None
+
+
+def _is_number(arg: Any, number: float) -> bool:
+    return isinstance(arg, int | float) and not isinstance(arg, bool) and arg == number
+
+
+def _same_device(one: fx.Node, two: fx.Node) -> bool:
+    return bool(one.meta["val"].device == two.meta["val"].device)
+
+
+def _same_shape(one: Any, two: fx.Node) -> bool:
+    shapes = _shape(one), _shape(two)
+    if shapes[0] is None or len(shapes[0]) != len(shapes[1] or ()):
+        return False
+    return all(_equal(a, b) for a, b in zip(*shapes))
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Whether two sizes are the same expression; never evaluates a symbolic guard."""
+    if isinstance(one, int) and isinstance(two, int):
+        return one == two
+    if isinstance(one, torch.SymInt) and isinstance(two, torch.SymInt):
+        return bool(one.node.expr == two.node.expr)
+    return False
+
+
+def _if_same_type(one: Any, two: fx.Node) -> Any:
+    return one if one.meta["val"].dtype == two.meta["val"].dtype and _same_shape(one, two) else None
+
+
+def _whole_slice(node: fx.Node) -> Any:
+    step = node.args[4] if len(node.args) > 4 else 1
+    start = node.args[2] if len(node.args) > 2 else None
+    return node.args[0] if start in (0, None) and step == 1 and _same_shape(node.args[0], node) else None
+
+
+def _cat(node: fx.Node) -> Any:
+    """Drop operands of shape [0], which cat ignores; a cat of one operand is that operand."""
+    kept = [arg for arg in node.args[0] if _shape(arg) != (0,)]
+    if len(kept) == 1:
+        return kept[0]
+    node.args = (kept, *node.args[1:])
+    return None
+
+
+def _respell_dims(node: fx.Node) -> None:
+    """Dimensions count from the end, so that one pattern serves any rank."""
+    target = node.target
+    if target in _DIM and len(node.args) > _DIM[target]:
+        position = _DIM[target]
+        operand = node.args[0][0] if isinstance(node.args[0], list | tuple) else node.args[0]
+        _set_arg(node, position, _negative(node.args[position], len(_shape(operand) or ())))
+    elif target is aten.unsqueeze.default:
+        _set_arg(node, 1, _negative(node.args[1], len(_shape(node) or ())))
+    elif target is aten.transpose.int:
+        rank = len(_shape(node) or ())
+        dims = sorted(_negative(dim, rank) for dim in node.args[1:3])
+        node.args = (node.args[0], *dims)
+
+
+def _negative(dim: Any, rank: int) -> Any:
+    if isinstance(dim, list | tuple):
+        return [_negative(item, rank) for item in dim]
+    return dim - rank if isinstance(dim, int) and dim >= 0 else dim
+
+
+def _set_arg(node: fx.Node, position: int, value: Any) -> None:
+    args = list(node.args)
+    args[position] = value
+    node.args = tuple(args)
+
+
+def _linears(graph: fx.Graph, params: dict[str, Any]) -> None:
+    """``addmm(b, reshape(x), W)`` and ``matmul(x, t(W))`` -> ``linear(x, W', b)``, W' a transposed view of the parameter."""
+    for node in list(graph.nodes):
+        respell: Callable[..., Any] | None = {aten.addmm.default: _addmm, aten.mm.default: _mm,
+                                              aten.matmul.default: _mm}.get(node.target)
+        if respell is not None:
+            respell(graph, params, node)
+
+
+def _addmm(graph: fx.Graph, params: dict[str, Any], node: fx.Node) -> None:
+    if len(node.args) == 3 and not node.kwargs:
+        _to_linear(graph, params, node, x=node.args[1], weight=node.args[2], bias=node.args[0])
+
+
+def _mm(graph: fx.Graph, params: dict[str, Any], node: fx.Node) -> None:
+    _to_linear(graph, params, node, x=node.args[0], weight=node.args[1], bias=None)
+
+
+def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any, weight: Any, bias: Any) -> None:
+    if weight.op == "call_function" and weight.target in (aten.t.default, aten.transpose.int):
+        source = weight.args[0]
+        if source.op != "get_attr" or len(_shape(source) or ()) != 2:
+            return
+    elif weight.op == "get_attr" and len(_shape(weight) or ()) == 2 and len(weight.users) == 1:
+        params[weight.target] = params[weight.target].t()
+        weight.meta["val"] = weight.meta["val"].t()
+        source = weight
+    else:
+        return
+    with graph.inserting_before(node):
+        linear = graph.call_function(aten.linear.default, (x, source) if bias is None else (x, source, bias))
+    linear.meta = dict(node.meta)
+    node.replace_all_uses_with(linear)
+    graph.erase_node(node)
+    _merge_views(graph, linear)
+
+
+def _merge_views(graph: fx.Graph, linear: fx.Node) -> None:
+    """``reshape(linear(reshape(x)))`` that only flattens the leading dims -> ``linear(x)``."""
+    flat, users = linear.args[0], list(linear.users)
+    if flat.target is not aten.reshape.default or len(users) != 1 or users[0].target is not aten.reshape.default:
+        return
+    x, after = flat.args[0], users[0]
+    x_shape, out_shape = _shape(x) or (), _shape(after) or ()
+    if len(x_shape) == len(out_shape) and all(_equal(a, b) for a, b in zip(x_shape[:-1], out_shape[:-1])):
+        linear.replace_input_with(flat, x)
+        linear.meta["val"] = after.meta["val"]
+        after.replace_all_uses_with(linear)
+        graph.erase_node(after)

@@ -1,0 +1,40 @@
+"""Attention with grouped queries, and the key/value cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qpass.ops.dialect import define
+
+
+@define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal=False, float? scale=None) -> Tensor")
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """y = softmax(scale · q kᵀ + mask) v; each key/value head serves H_q / H_kv consecutive query heads.
+
+    Args:
+        q: [B, H_q, T, D]; k, v: [B, H_kv, S, D]; H_q a multiple of H_kv.
+        mask: bool (True is kept) or additive float, broadcast to [B, H_q, T, S]; None for none.
+        causal: mask out keys after the query.
+        scale: 1 / sqrt(D) when None.
+    """
+    repeats = q.shape[1] // k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, _repeat(k, repeats), _repeat(v, repeats), attn_mask=mask, is_causal=causal, scale=scale
+    )
+
+
+def _repeat(x: Tensor, repeats: int) -> Tensor:
+    if repeats == 1:
+        return x
+    batch, heads, length, width = x.shape
+    return x[:, :, None].expand(batch, heads, repeats, length, width).reshape(batch, heads * repeats, length, width)
+
+
+@define("cache_update(Tensor past, Tensor new) -> Tensor")
+def cache_update(past: Tensor, new: Tensor) -> Tensor:
+    """The key or value cache after this call. past: [B, H, P, D]; new: [B, H, T, D]; result [B, H, P + T, D]."""
+    return torch.cat((past, new), dim=-2)

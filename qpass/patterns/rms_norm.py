@@ -1,0 +1,30 @@
+"""RMSNorm written out, as in Llama, Qwen and Mistral.
+
+    y = w · (x32 · rsqrt(mean(x32², -1) + eps)).to(x.dtype)
+
+before   %to = to(x, f32); %pow = pow(%to, 2) ... %norm = mul(norm.weight, %to_2)        8 lines
+after    %norm = qpass.rms_norm(x, norm.weight, eps)                                     1 line
+Exact: the op's meaning is this same expression.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass import ops
+from qpass.capture.pattern import rule
+
+
+@rule(x=(2, 3, 8), w=(8,))
+def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    h = x.to(torch.float32)
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return w * h.to(x.dtype)
+
+
+@rms_norm.becomes
+def rule_rms_norm(x: Any, w: Any, eps: Any) -> Any:
+    return ops.rms_norm(x, w, eps)

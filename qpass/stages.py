@@ -1,0 +1,70 @@
+"""The stages, and for each, what a legal graph is. Checked at the door out of every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from qpass.errors import VerifyError
+from qpass.graph.program import Program
+from qpass.graph.values import op_name
+from qpass.graph.verify import verify
+
+aten = torch.ops.aten
+
+STAGES = ("CAPTURED", "NORMAL", "RAISED", "PLANNED", "SOLVED", "QUANTISED", "FUSED", "LOWERED")
+"""In pipeline order."""
+
+
+def check(program: Program) -> Program:
+    """Return ``program``; raise VerifyError if its graph is not legal for its stage."""
+    verify(program)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            reason = _LEGAL[program.stage](node)
+            if reason:
+                raise VerifyError(f"{reason} in a program of stage {program.stage}", where=f"%{node.meta['name']}")
+    return program
+
+
+def _any(node: fx.Node) -> str | None:
+    return None
+
+
+def _normal(node: fx.Node) -> str | None:
+    name = op_name(node.target)
+    if name in ("alias", "detach", "lift_fresh_copy") or name.startswith("_assert"):
+        return f"the op {name}"
+    if node.target is aten.addmm.default and node.args[2].op == "get_attr":
+        return "a linear that is not spelled aten.linear"
+    return None
+
+
+def _planned(node: fx.Node) -> str | None:
+    if node.target is aten.linear.default and "plan" not in node.meta:
+        return "a linear without a format or an explicit keep"
+    return _normal(node)
+
+
+def _quantised(node: fx.Node) -> str | None:
+    if node.target is aten.linear.default and node.meta["plan"].scheme is not None:
+        weight = node.args[1]
+        if weight.op == "get_attr":
+            return "a float linear that the plan gives a format"
+    return _normal(node)
+
+
+def _fused(node: fx.Node) -> str | None:
+    return f"a stray {op_name(node.target)}" if op_name(node.target).startswith("torchao.") else _normal(node)
+
+
+def _lowered(node: fx.Node) -> str | None:
+    return f"the dialect op {op_name(node.target)}" if op_name(node.target).startswith("qpass.") else None
+
+
+_LEGAL: dict[str, Callable[[fx.Node], str | None]] = {
+    "CAPTURED": _any, "NORMAL": _normal, "RAISED": _normal, "PLANNED": _planned, "SOLVED": _planned,
+    "QUANTISED": _quantised, "FUSED": _fused, "LOWERED": _lowered,
+}  # fmt: skip

@@ -1,0 +1,87 @@
+// A 32 x 32 block of outputs: tiles 0..3 hold the sums, 4..5 the activations, 6..7 the weights.
+#pragma once
+#include "simd.h"
+
+namespace qpass_cpu {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Row counts of the last block are configured instead of padding the activations.
+static void configure_tiles(int64_t rows) {
+  TileConfig c;
+  uint8_t top = static_cast<uint8_t>(min64(rows, 16));
+  uint8_t bottom = static_cast<uint8_t>(rows > 16 ? rows - 16 : 0);
+  for (int t = 0; t < 8; ++t) {
+    bool is_weight = t >= 6, is_bottom = t == 2 || t == 3 || t == 5;
+    c.rows[t] = is_weight ? 16 : is_bottom ? bottom : top;
+    c.bytes[t] = c.rows[t] ? 64 : 0;
+  }
+  _tile_loadconfig(&c);
+}
+
+struct Bf16Tiles {
+  QPASS_INLINE void top() {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  QPASS_INLINE void bottom() {
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+};
+
+struct Int8Tiles {
+  QPASS_INLINE void top() {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+  }
+  QPASS_INLINE void bottom() {
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+};
+
+template <bool kTwo>
+QPASS_INLINE void zero_tiles() {
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTwo) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+}
+
+// One step covers 64 bytes of each activation row and 2 KiB of weights. Cold weights are fetched well ahead.
+template <class Tiles, bool kTwo, bool kCold>
+QPASS_INLINE void tile_steps(const char* x, int64_t stride, const char* w, int64_t steps) {
+  for (int64_t s = 0; s < steps; ++s) {
+    if (kCold)
+      for (int i = 0; i < 2048; i += 64) _mm_prefetch(w + s * 2048 + 6144 + i, _MM_HINT_T0);
+    _tile_loadd(4, x + s * 64, stride);
+    _tile_loadd(6, w + s * 2048, 128);
+    _tile_loadd(7, w + s * 2048 + 64, 128);
+    Tiles::top();
+    if (kTwo) {
+      _tile_loadd(5, x + 16 * stride + s * 64, stride);
+      Tiles::bottom();
+    }
+  }
+}
+
+// `c` is [32, 32] of 4-byte values.
+template <bool kTwo>
+QPASS_INLINE void store_tiles(void* c) {
+  char* p = static_cast<char*>(c);
+  _tile_stored(0, p, 128);
+  _tile_stored(1, p + 64, 128);
+  if (kTwo) {
+    _tile_stored(2, p + 2048, 128);
+    _tile_stored(3, p + 2048 + 64, 128);
+  }
+}
+
+}  // namespace qpass_cpu

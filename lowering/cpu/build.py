@@ -39,7 +39,7 @@ KERNELS = {
     "weight_small_amx.cpp": AMX,
     "weight_panel_amx.cpp": AMX,
 }
-OPERATORS = ["library.cpp", "ops_int8.cpp", "ops_weight.cpp"]
+OPERATORS = ["operators.cpp"]
 # No contraction: a fused multiply-add that only one of two kernels got would make M change the result of a row.
 COMMON = ["-O3", "-fPIC", "-ffp-contract=off", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-ignored-attributes"]
 CPU_FLAGS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
@@ -137,7 +137,7 @@ def _digest(cxx: str) -> str:
     text = hashlib.sha256()
     for part in [_compiler_version(cxx), torch.__version__, *COMMON, *AMX, *_torch_flags()]:
         text.update(part.encode() + b"\0")
-    for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    for path in sorted(path for path in HERE.iterdir() if path.suffix in (".cpp", ".h")):
         text.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return text.hexdigest()[:20]
 

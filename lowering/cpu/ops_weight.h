@@ -1,4 +1,5 @@
 // qpass_cpu::int4_linear and qpass_cpu::int8_weight_linear: 16-bit activations times weight-only codes.
+// Part of operators.cpp.
 #include <torch/library.h>
 
 #include "ops_common.h"

@@ -1,4 +1,5 @@
 // Schemas of the operators, and the choice of instruction set.
+// Part of operators.cpp.
 #include <torch/library.h>
 
 #include <atomic>

@@ -1,4 +1,5 @@
 // qpass_cpu::int8_linear: dynamic or static uint8 activations times symmetric int8 weights.
+// Part of operators.cpp.
 #include <torch/library.h>
 
 #include <cstring>

@@ -72,6 +72,17 @@ QPASS_INLINE void tile_steps(const char* x, int64_t stride, const char* w, int64
   }
 }
 
+template <bool kTwo>
+QPASS_INLINE void load_tiles(const void* c) {
+  const char* p = static_cast<const char*>(c);
+  _tile_loadd(0, p, 128);
+  _tile_loadd(1, p + 64, 128);
+  if (kTwo) {
+    _tile_loadd(2, p + 2048, 128);
+    _tile_loadd(3, p + 2048 + 64, 128);
+  }
+}
+
 // `c` is [32, 32] of 4-byte values.
 template <bool kTwo>
 QPASS_INLINE void store_tiles(void* c) {
@@ -83,5 +94,8 @@ QPASS_INLINE void store_tiles(void* c) {
     _tile_stored(3, p + 2048 + 64, 128);
   }
 }
+
+// Steps of k after which the next block takes over, so that its activations are still in L1: 32 rows of 1 KiB.
+constexpr int64_t kStepsInL1 = 16;
 
 }  // namespace qpass_cpu

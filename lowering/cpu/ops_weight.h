@@ -7,7 +7,8 @@
 namespace qpass_cpu {
 namespace {
 
-constexpr int64_t kFewRows = 4;    // weights decoded in registers up to here
+constexpr int64_t kFewRows = 4;     // weights decoded in registers up to here
+constexpr int64_t kFewRowsAmx = 1;  // the same where tiles can take over
 constexpr int64_t kSmallRows = 32;  // one block of AMX tiles
 
 at::Tensor bf16_rows(const at::Tensor& x, OutType from, int64_t m, int64_t k, int64_t ldx) {
@@ -26,8 +27,9 @@ enum class Path { kRows, kSmallAmx, kPanel };
 
 Path choose(Isa isa, int64_t m, const WeightArgs& a) {
   bool chunk_groups = a.bits == 8 || a.group % 8 == 0, tile_groups = a.bits == 8 || a.group % 32 == 0;
-  if (m <= kFewRows && chunk_groups) return Path::kRows;
-  if (isa == kIsaAmx && m <= kSmallRows && tile_groups) return Path::kSmallAmx;
+  bool small_amx = isa == kIsaAmx && m <= kSmallRows && tile_groups;
+  if (m <= (small_amx ? kFewRowsAmx : kFewRows) && chunk_groups) return Path::kRows;
+  if (small_amx) return Path::kSmallAmx;
   return Path::kPanel;
 }
 

@@ -5,20 +5,36 @@
 namespace qpass_cpu {
 namespace {
 
+struct Sums {
+  alignas(64) float v[kPanelBlocks][32 * 32];
+};
+
 template <bool kTwo>
-void block_sums(const WeightArgs& a, int64_t row, const uint16_t* panel, float* sums) {
-  zero_tiles<kTwo>();
-  tile_steps<Bf16Tiles, kTwo, false>(reinterpret_cast<const char*>(a.x + row * a.ldx), a.ldx * 2,
-                                     reinterpret_cast<const char*>(panel), a.ldx / 32);
+void add_steps(const WeightArgs& a, int64_t row, int64_t step, int64_t steps, const uint16_t* panel, float* sums) {
+  step ? load_tiles<kTwo>(sums) : zero_tiles<kTwo>();
+  tile_steps<Bf16Tiles, kTwo, false>(reinterpret_cast<const char*>(a.x + row * a.ldx + step * 32), a.ldx * 2,
+                                     reinterpret_cast<const char*>(panel + step * 1024), steps);
   store_tiles<kTwo>(sums);
 }
 
-void one_block(const WeightArgs& a, int64_t row, int64_t rows, int64_t block, const uint16_t* panel) {
-  alignas(64) float sums[32 * 32];
-  rows > 16 ? block_sums<true>(a, row, panel, sums) : block_sums<false>(a, row, panel, sums);
-  const Lanes lanes = block_lanes(a.out.n, block);
-  for (int64_t i = 0; i < rows; ++i)
-    store_panel(a, row + i, block, lanes, _mm512_load_ps(sums + i * 32), _mm512_load_ps(sums + i * 32 + 16));
+void rows_of_panel(const WeightArgs& a, int64_t row, int64_t rows, int64_t first, int64_t count, const uint16_t* panel) {
+  Sums sums;
+  const int64_t all = a.ldx / 32;
+  for (int64_t step = 0; step < all; step += kStepsInL1) {
+    int64_t steps = min64(kStepsInL1, all - step);
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t* weights = panel + i * a.ldx * 32;
+      rows > 16 ? add_steps<true>(a, row, step, steps, weights, sums.v[i])
+                : add_steps<false>(a, row, step, steps, weights, sums.v[i]);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Lanes lanes = block_lanes(a.out.n, first + i);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* s = sums.v[i] + r * 32;
+      store_panel(a, row + r, first + i, lanes, _mm512_load_ps(s), _mm512_load_ps(s + 16));
+    }
+  }
 }
 
 }  // namespace
@@ -39,7 +55,7 @@ void weight_panel_amx(const WeightArgs& a, const Range& r) {
     for (int64_t row = r.m0; row < r.m1; row += 32) {
       int64_t rows = min64(32, r.m1 - row);
       if (rows != configured) configure_tiles(configured = rows);
-      for (int64_t i = 0; i < count; ++i) one_block(a, row, rows, first + i, panel + i * a.ldx * 32);
+      rows_of_panel(a, row, rows, first, count, panel);
     }
   }
   _tile_release();

@@ -55,18 +55,19 @@ QPASS_INLINE void zero_tiles() {
   }
 }
 
-// One step covers 64 bytes of each activation row and 2 KiB of weights. Cold weights are fetched well ahead.
+// One step covers 64 bytes of each activation row and 2 KiB of weights. Activations are packed into tiles: rows that
+// are a multiple of 4 KiB apart would all fall into one set of L1. Cold weights are fetched well ahead.
 template <class Tiles, bool kTwo, bool kCold>
-QPASS_INLINE void tile_steps(const char* x, int64_t stride, const char* w, int64_t steps) {
+QPASS_INLINE void tile_steps(const char* x, const char* w, int64_t steps) {
   for (int64_t s = 0; s < steps; ++s) {
     if (kCold)
       for (int i = 0; i < 2048; i += 64) _mm_prefetch(w + s * 2048 + 6144 + i, _MM_HINT_T0);
-    _tile_loadd(4, x + s * 64, stride);
+    _tile_loadd(4, x + s * 2048, 64);
     _tile_loadd(6, w + s * 2048, 128);
     _tile_loadd(7, w + s * 2048 + 64, 128);
     Tiles::top();
     if (kTwo) {
-      _tile_loadd(5, x + 16 * stride + s * 64, stride);
+      _tile_loadd(5, x + s * 2048 + 1024, 64);
       Tiles::bottom();
     }
   }
@@ -97,5 +98,48 @@ QPASS_INLINE void store_tiles(void* c) {
 
 // Steps of k after which the next block takes over, so that its activations are still in L1: 32 rows of 1 KiB.
 constexpr int64_t kStepsInL1 = 16;
+
+struct alignas(64) PanelSums {
+  char block[kPanelBlocks][4096];
+};
+
+// Weights of up to kPanelBlocks blocks, `full` steps each, and for a ragged k one more step from `tails`.
+struct Panel {
+  const char* weights;
+  int64_t stride;
+  int64_t full;
+  const char* tails;  // [kPanelBlocks][2048] or null
+  int64_t count;
+};
+
+template <class Tiles, bool kTwo, bool kCold>
+QPASS_INLINE void resume_block(const char* x, const char* w, int64_t steps, bool fresh, char* sums) {
+  fresh ? zero_tiles<kTwo>() : load_tiles<kTwo>(sums);
+  tile_steps<Tiles, kTwo, kCold>(x, w, steps);
+  store_tiles<kTwo>(sums);
+}
+
+// Sums of one block of rows with every block of the panel. `chunk` is the number of steps per block and turn.
+template <class Tiles, bool kTwo, bool kCold>
+static void panel_sums(const Panel& p, const char* x, int64_t chunk, PanelSums& sums) {
+  for (int64_t step = 0; step < p.full; step += chunk) {
+    int64_t steps = min64(chunk, p.full - step);
+    for (int64_t i = 0; i < p.count; ++i)
+      resume_block<Tiles, kTwo, kCold>(x + step * 2048, p.weights + i * p.stride + step * 2048, steps, step == 0,
+                                       sums.block[i]);
+  }
+  for (int64_t i = 0; p.tails && i < p.count; ++i)
+    resume_block<Tiles, kTwo, false>(x + p.full * 2048, p.tails + i * 2048, 1, p.full == 0, sums.block[i]);
+}
+
+// `first`: nothing has read these weights before. Only then is the order of memory worth more than L1.
+template <class Tiles>
+static void any_panel_sums(const Panel& p, const char* x, int64_t rows, bool first, bool last, PanelSums& sums) {
+  const int64_t chunk = first && last ? p.full : kStepsInL1;
+  if (rows > 16)
+    first ? panel_sums<Tiles, true, true>(p, x, chunk, sums) : panel_sums<Tiles, true, false>(p, x, chunk, sums);
+  else
+    first ? panel_sums<Tiles, false, true>(p, x, chunk, sums) : panel_sums<Tiles, false, false>(p, x, chunk, sums);
+}
 
 }  // namespace qpass_cpu

@@ -29,6 +29,7 @@ BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 KERNELS = {
     "isa.cpp": [],
+    "activations.cpp": AVX512,
     "decode.cpp": AVX512,
     "int8_avx512.cpp": AVX512,
     "weight_rows_fp32.cpp": AVX512,

@@ -26,7 +26,8 @@ struct Range {
 };
 
 struct Int8Args {
-  const uint8_t* x;  // [m, ldx], columns k..ldx are zero
+  // Zero behind k. AVX-512: rows of ldx; AMX: [ceil(m / 32), ceil(k / 64), 32, 64].
+  const uint8_t* x;
   int64_t ldx;
   const float* x_scale;
   const int32_t* x_zero;
@@ -41,8 +42,9 @@ struct Int8Args {
 
 // Weight-only: int4 uses `scale16`, `zero` and `group`; int8 uses `scale32` (one row).
 struct WeightArgs {
-  const uint16_t* x;  // bfloat16 [m, ldx], ldx % 32 == 0, columns k..ldx are zero
-  int64_t ldx;
+  // bfloat16, zero behind k. AVX-512: rows of ldx; AMX: [ceil(m / 32), ldx / 32, 32, 32].
+  const uint16_t* x;
+  int64_t ldx;  // k rounded up to 32
   const float* x_sum;  // [m, groups], only where `zero` is given and the path needs it
   const uint8_t* w;    // int4: [blocks, k8, 32, 4]; int8: [blocks, k4, 32, 4]
   int bits;
@@ -74,9 +76,11 @@ void weight_panel_amx(const WeightArgs& a, const Range& r);
 void decode_block_scaled(const WeightArgs& a, int64_t block, uint16_t* dst);
 void decode_chunks_exact(const WeightArgs& a, int64_t block, int64_t k0, int64_t k1, uint16_t* dst);
 
-// from: 0 float32, 1 bfloat16, 2 float16 (the numbers of OutType). Pads each row with zeros up to ldx.
-void rows_to_bf16(const void* x, int from, int64_t rows, int64_t k, uint16_t* dst, int64_t ldx);
-void group_sums(const uint16_t* x, int64_t ldx, int64_t rows, int64_t k, int64_t group, int64_t groups, float* dst);
+// Rows r0..r1 of contiguous x [m, k] as bfloat16 rows of ldx, or as tiles; `from` is an OutType.
+void rows_to_bf16(const void* x, int from, int64_t r0, int64_t r1, int64_t k, uint16_t* dst, int64_t ldx, bool tiles);
+void rows_to_tiles(const uint8_t* x, int64_t r0, int64_t r1, int64_t k, uint8_t* dst);
+// Sum of x over each group, [rows, groups]; tiles need group % 32 == 0.
+void group_sums(const WeightArgs& a, int64_t rows, bool tiles, float* dst);
 
 // Scratch memory of the calling thread: 64-byte aligned, kept and reused between calls. Throws std::bad_alloc.
 void* thread_scratch(int64_t bytes);

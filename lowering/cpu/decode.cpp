@@ -1,4 +1,4 @@
-// Turns one packed block into bfloat16 pairs for the matrix kernels, and activations into padded bfloat16 rows.
+// Turns one packed block into bfloat16 pairs for the matrix kernels.
 #include "decode.h"
 
 #include <cstdlib>
@@ -77,40 +77,6 @@ void decode_chunks_exact(const WeightArgs& a, int64_t block, int64_t k0, int64_t
       int4_chunk(w, table, dst);
   }
   zero_rest(dst, end);
-}
-
-namespace {
-
-QPASS_INLINE __m256i load_bf16(const void* x, int from, int64_t i, __mmask16 mask) {
-  if (from == kOutBFloat16) return _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + i);
-  if (from == kOutFloat) return fp32_to_bf16(_mm512_maskz_loadu_ps(mask, static_cast<const float*>(x) + i));
-  return fp32_to_bf16(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + i)));
-}
-
-}  // namespace
-
-void rows_to_bf16(const void* x, int from, int64_t rows, int64_t k, uint16_t* dst, int64_t ldx) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < ldx; i += 16) {
-      int64_t left = k - i;
-      __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1u);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + r * ldx + i), load_bf16(x, from, r * k + i, mask));
-    }
-  }
-}
-
-void group_sums(const uint16_t* x, int64_t ldx, int64_t rows, int64_t k, int64_t group, int64_t groups, float* dst) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t g = 0; g < groups; ++g) {
-      __m512 sum = _mm512_setzero_ps();
-      int64_t end = min64(g * group + group, k);
-      for (int64_t i = g * group; i < end; i += 16) {
-        __mmask16 mask = end - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (end - i)) - 1u);
-        sum = _mm512_add_ps(sum, bf16_to_fp32(_mm256_maskz_loadu_epi16(mask, x + r * ldx + i)));
-      }
-      dst[r * groups + g] = _mm512_reduce_add_ps(sum);
-    }
-  }
 }
 
 namespace {

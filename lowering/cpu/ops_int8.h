@@ -12,7 +12,17 @@ namespace {
 constexpr const char* kName = "qpass_cpu::int8_linear";
 constexpr int64_t kAmxFromRows = 9;  // below, decoding speed does not matter: the weights' bandwidth does
 
-// Kernels read whole 64-byte steps, so ragged rows are copied with zeros behind them.
+at::Tensor tiled_rows(const at::Tensor& x, int64_t m, int64_t k) {
+  at::Tensor from = x.contiguous();
+  at::Tensor to = at::empty({ceil_div(m, 32), ceil_div(k, 64), 32, 64}, from.options());
+  const auto* src = from.const_data_ptr<uint8_t>();
+  auto* dst = to.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, m, std::max<int64_t>(1, 262144 / k),
+                   [&](int64_t r0, int64_t r1) { rows_to_tiles(src, r0, r1, k, dst); });
+  return to;
+}
+
+// The last quad of k is read whole, so ragged rows are copied with zeros behind them.
 at::Tensor padded_rows(const at::Tensor& x, int64_t m, int64_t k, int64_t ldx) {
   at::Tensor from = x.contiguous();
   if (k == ldx) return from;
@@ -46,8 +56,8 @@ at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& x_scale, const at:
   at::Tensor out = at::empty(with_last(x, n), x.options().dtype(dtype));
   if (m == 0) return out;
   const bool amx = current_isa() == kIsaAmx && m >= kAmxFromRows;
-  const int64_t ldx = round_up(k, amx ? 64 : 4);
-  at::Tensor rows = padded_rows(x, m, k, ldx), xs = x_scale.contiguous(), xz = x_zero.contiguous();
+  const int64_t ldx = round_up(k, 4);
+  at::Tensor rows = amx ? tiled_rows(x, m, k) : padded_rows(x, m, k, ldx), xs = x_scale.contiguous(), xz = x_zero.contiguous();
   at::Tensor ws = w_scale.contiguous(), sums = w_sum.contiguous();
   Int8Args a{rows.const_data_ptr<uint8_t>(), ldx, xs.const_data_ptr<float>(), xz.const_data_ptr<int32_t>(),
              w.const_data_ptr<int8_t>(), ws.const_data_ptr<float>(), sums.const_data_ptr<int32_t>(),

@@ -11,15 +11,14 @@ constexpr int64_t kFewRows = 4;     // weights decoded in registers up to here
 constexpr int64_t kFewRowsAmx = 1;  // the same where tiles can take over
 constexpr int64_t kSmallRows = 32;  // one block of AMX tiles
 
-at::Tensor bf16_rows(const at::Tensor& x, OutType from, int64_t m, int64_t k, int64_t ldx) {
+at::Tensor bf16_rows(const at::Tensor& x, OutType from, int64_t m, int64_t k, int64_t ldx, bool tiles) {
   at::Tensor src = x.contiguous();
-  if (from == kOutBFloat16 && k == ldx) return src;
-  at::Tensor dst = at::empty({m, ldx}, src.options().dtype(at::kBFloat16));
-  const char* in = static_cast<const char*>(src.const_data_ptr());
+  if (from == kOutBFloat16 && k == ldx && !tiles) return src;
+  at::Tensor dst = at::empty({tiles ? round_up(m, 32) : m, ldx}, src.options().dtype(at::kBFloat16));
+  const void* in = src.const_data_ptr();
   auto* out = static_cast<uint16_t*>(dst.mutable_data_ptr());
-  at::parallel_for(0, m, std::max<int64_t>(1, 65536 / k), [&](int64_t r0, int64_t r1) {
-    rows_to_bf16(in + r0 * k * src.element_size(), from, r1 - r0, k, out + r0 * ldx, ldx);
-  });
+  at::parallel_for(0, m, std::max<int64_t>(1, 131072 / k),
+                   [&](int64_t r0, int64_t r1) { rows_to_bf16(in, from, r0, r1, k, out, ldx, tiles); });
   return dst;
 }
 
@@ -49,16 +48,17 @@ at::Tensor run(const at::Tensor& x, WeightArgs a, int64_t k, int64_t blocks, con
   at::Tensor out = at::empty(with_last(x, n), x.options().dtype(dtype));
   if (m == 0) return out;
   a.ldx = round_up(k, 32);
-  at::Tensor rows = bf16_rows(x, from, m, k, a.ldx), sums;
-  a.x = static_cast<const uint16_t*>(rows.const_data_ptr());
-  a.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
-  a.out = Output{out.mutable_data_ptr(), type, n};
   a.k = k;
   const Isa isa = current_isa();
   const Path path = choose(isa, m, a);
+  const bool tiles = isa == kIsaAmx && path != Path::kRows;
+  at::Tensor rows = bf16_rows(x, from, m, k, a.ldx, tiles), sums;
+  a.x = static_cast<const uint16_t*>(rows.const_data_ptr());
+  a.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+  a.out = Output{out.mutable_data_ptr(), type, n};
   if (a.zero && path != Path::kPanel) {
     sums = at::empty({m, a.groups}, x.options().dtype(at::kFloat));
-    group_sums(a.x, a.ldx, m, k, a.group, a.groups, sums.mutable_data_ptr<float>());
+    group_sums(a, m, tiles, sums.mutable_data_ptr<float>());
     a.x_sum = sums.const_data_ptr<float>();
   }
   for_ranges(m, blocks, a.chunks * 128, path == Path::kPanel, [&](const Range& r) { compute(a, isa, path, r); });

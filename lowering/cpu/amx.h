@@ -96,8 +96,8 @@ QPASS_INLINE void store_tiles(void* c) {
   }
 }
 
-// Steps of k after which the next block takes over, so that its activations are still in L1: 32 rows of 1 KiB.
-constexpr int64_t kStepsInL1 = 16;
+// Steps of k after which the next block takes over, so that its activations are still in L1: 32 rows of 512 bytes.
+constexpr int64_t kStepsInL1 = 8;
 
 struct alignas(64) PanelSums {
   char block[kPanelBlocks][4096];

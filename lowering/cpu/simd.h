@@ -45,6 +45,13 @@ QPASS_INLINE void store16(const Output& out, int64_t index, __mmask16 lanes, __m
 
 QPASS_INLINE void store32(const Output& out, int64_t row, int64_t block, Lanes lanes, __m512 lo, __m512 hi) {
   int64_t index = row * out.n + block * kBlockN;
+#ifdef __AVX512BF16__
+  if (out.type == kOutBFloat16) {
+    __mmask32 both = static_cast<__mmask32>(lanes.hi) << 16 | lanes.lo;
+    _mm512_mask_storeu_epi16(static_cast<uint16_t*>(out.data) + index, both, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+    return;
+  }
+#endif
   store16(out, index, lanes.lo, lo);
   if (lanes.hi) store16(out, index + 16, lanes.hi, hi);
 }

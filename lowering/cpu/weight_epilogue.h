@@ -37,13 +37,27 @@ QPASS_INLINE void store_biased(const WeightArgs& a, int64_t row, int64_t block, 
 }
 
 // Panels of int4 already contain the scale; those of int8 are plain integers.
-QPASS_INLINE void store_panel(const WeightArgs& a, int64_t row, int64_t block, Lanes lanes, __m512 lo, __m512 hi) {
-  if (a.bits == 8) {
-    GroupTerms t = group_terms(a, lanes, block, 0);
-    lo = _mm512_mul_ps(lo, t.scale[0]);
-    hi = _mm512_mul_ps(hi, t.scale[1]);
+struct PanelEnd {
+  Lanes lanes;
+  __m512 scale[2], bias[2];
+};
+
+QPASS_INLINE PanelEnd panel_end(const WeightArgs& a, int64_t block) {
+  PanelEnd e;
+  e.lanes = block_lanes(a.out.n, block);
+  for (int h = 0; h < 2; ++h) {
+    __mmask16 mask = h ? e.lanes.hi : e.lanes.lo;
+    int64_t n = block * kBlockN + h * 16;
+    e.scale[h] = a.bits == 8 ? _mm512_maskz_loadu_ps(mask, a.scale32 + n) : _mm512_set1_ps(1.0f);
+    e.bias[h] = a.bias ? _mm512_maskz_loadu_ps(mask, a.bias + n) : _mm512_setzero_ps();
   }
-  store_biased(a, row, block, lanes, lo, hi);
+  return e;
+}
+
+QPASS_INLINE void store_panel(const WeightArgs& a, const PanelEnd& e, int64_t row, int64_t block, __m512 lo,
+                              __m512 hi) {
+  store32(a.out, row, block, e.lanes, _mm512_fmadd_ps(lo, e.scale[0], e.bias[0]),
+          _mm512_fmadd_ps(hi, e.scale[1], e.bias[1]));
 }
 
 }  // namespace qpass_cpu

@@ -25,8 +25,8 @@ void panel_rows(const WeightArgs& a, int64_t row, int64_t block, const uint16_t*
       sums[r][1] = Dot::add(sums[r][1], v, hi);
     }
   }
-  const Lanes lanes = block_lanes(a.out.n, block);
-  for (int r = 0; r < kRows; ++r) store_panel(a, row + r, block, lanes, sums[r][0], sums[r][1]);
+  const PanelEnd e = panel_end(a, block);
+  for (int r = 0; r < kRows; ++r) store_panel(a, e, row + r, block, sums[r][0], sums[r][1]);
 }
 
 void some_rows(const WeightArgs& a, int64_t row, int64_t rows, int64_t block, const uint16_t* panel) {

@@ -6,9 +6,9 @@ namespace qpass_cpu {
 namespace {
 
 void store_sums(const WeightArgs& a, int64_t row, int64_t rows, int64_t block, const char* sums) {
-  const Lanes lanes = block_lanes(a.out.n, block);
+  const PanelEnd e = panel_end(a, block);
   for (int64_t i = 0; i < rows; ++i, sums += 128)
-    store_panel(a, row + i, block, lanes, _mm512_load_ps(sums), _mm512_load_ps(sums + 64));
+    store_panel(a, e, row + i, block, _mm512_load_ps(sums), _mm512_load_ps(sums + 64));
 }
 
 void decode(const WeightArgs& a, int64_t first, int64_t count, uint16_t* panel) {

@@ -74,7 +74,6 @@ void int4_rows(const WeightArgs& a, int64_t row, int64_t block) {
 template <int kRows, int kChains>
 void int8_rows(const WeightArgs& a, int64_t row, int64_t block) {
   const Dot dot;
-  const Lanes lanes = block_lanes(a.out.n, block);
   const uint8_t* w = a.w + block * a.chunks * 128;
   const uint16_t* x = a.x + row * a.ldx;
   Sums<kRows, kChains> sums;
@@ -87,7 +86,8 @@ void int8_rows(const WeightArgs& a, int64_t row, int64_t block) {
     sums.add(1 % kChains, x + c * 4 + 2, a.ldx, dot.pair(signed_byte<2>(lo), signed_byte<3>(lo)),
              dot.pair(signed_byte<2>(hi), signed_byte<3>(hi)));
   }
-  for (int r = 0; r < kRows; ++r) store_panel(a, row + r, block, lanes, sums.total(r, 0), sums.total(r, 1));
+  const PanelEnd e = panel_end(a, block);
+  for (int r = 0; r < kRows; ++r) store_panel(a, e, row + r, block, sums.total(r, 0), sums.total(r, 1));
 }
 
 template <int kRows, int kChains>

@@ -1,4 +1,4 @@
-"""The call convention of a causal LM: key/value caches, masks and positions between the user's form and flat tensors."""
+"""The call convention of a causal LM: caches, masks and positions between the user's form and flat tensors."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def check_cache(cache: Any) -> DynamicCache:
 
 
 def store(cache: Cache, tensors: Sequence[Tensor]) -> None:
-    """Put k0, v0, ... into `cache` in place. Its layers become plain ones: the whole past stays, the mask does windows."""
+    """Put k0, v0, ... into `cache` in place. Its layers become plain: the whole past stays, masks do windows."""
     cache.layers[len(tensors) // 2 :] = []
     for index, (keys, values) in enumerate(zip(*[iter(tensors)] * 2)):
         if index == len(cache.layers):

@@ -39,7 +39,12 @@ class FlatCausalLM(nn.Module):
         self.eval()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None, keep: Tensor, kv: dict[str, Tensor]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None,
+        keep: Tensor,
+        kv: dict[str, Tensor],
     ) -> tuple[Tensor, ...]:
         pairs = list(zip(*[iter(kv.values())] * 2))
         # Said out loud, so that the mask's length is the expression past + seq and not one more symbol with a range.
@@ -162,7 +167,7 @@ def _examples(
     ids = torch.arange(1, 1 + BATCH * SEQ, device=device).view(BATCH, SEQ)
     ids = ids % model.config.get_text_config(decoder=True).vocab_size
     mask = torch.ones(BATCH, PAST + SEQ, dtype=torch.int64, device=device)
-    positions = torch.arange(PAST, PAST + SEQ, device=device).expand(BATCH, -1).contiguous() if takes_positions else None
+    positions = torch.arange(PAST, PAST + SEQ, device=device).repeat(BATCH, 1) if takes_positions else None
     cache = {s.name: torch.zeros(BATCH, s.heads, PAST, s.head_dim, dtype=s.dtype, device=device) for s in kv}
     args = (ids, mask, positions, torch.arange(KEEP, device=device), cache)
     shapes = (

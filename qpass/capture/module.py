@@ -28,7 +28,7 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
 
 
 def capture_module(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, notes: tuple[str, ...], *, strict: bool
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any, notes: tuple[str, ...], *, strict: bool
 ) -> tuple[ExportedProgram, ModuleCall, dict[str, str]]:
     """Graph, call convention and dim names of `model(*args, **kwargs)`.
 

@@ -175,7 +175,7 @@ def _causal_forward(self: Any, call: CausalLMCall, args: tuple[Any, ...], kwargs
 
 
 def _updated_cache(call: CausalLMCall, arguments: dict[str, Any], kv: list[Tensor]) -> DynamicCache | None:
-    """The caller's cache object, updated in place as transformers does; a new one if there was none and it is wanted."""
+    """The caller's cache, updated in place as transformers does; a new one if there was none and it is wanted."""
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
     if cache is None and not (call.use_cache if use_cache is None else use_cache):
         return None

@@ -26,25 +26,31 @@ _NOT_USER = (
 _WRAPPERS = ("transformers/utils/", "transformers/masking_utils.py")
 
 
-def capture_error(error: BaseException, model: nn.Module, *, has_user_shapes: bool) -> QPassError:
+def capture_error(error: BaseException, model: nn.Module) -> QPassError:
     """The error that names the user's line, what torch.export said, and the way out."""
-    said = first_line(error)
-    if has_user_shapes and _is_shape_complaint(error):
+    said = reason(error)
+    if _is_shape_complaint(error):
         fix = suggestion(error) or "make that dim static, or give an example with another size"
         return InputError(f"dynamic_shapes do not hold for {type(model).__name__}: {said}", fix=fix)
-    fix = (
-        "remove the Python control flow that depends on tensor values from that line (torch.where, torch.cond), "
-        f"or use the fallback {FALLBACK}, which splits the graph there"
-    )
+    change = "change that line to something torch.export can trace"
+    if _depends_on_data(error):
+        change = "replace the Python control flow on tensor values in that line by torch.where or torch.cond"
+    fix = f"{change}, or use the fallback {FALLBACK}, which splits the graph there"
     what = f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: {said}"
     return CaptureError(what, where=user_line(error), fix=fix)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a message, without its full stop."""
+def reason(error: BaseException) -> str:
+    """The first line of a message and, where it only announces a list, the first entry of that list."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    return text.rstrip(".:")[:300]
+    text = text.split(" For more information, run with TORCH_LOGS")[0]
+    detail = next((line[2:].split(". ")[0] for line in lines[1:] if line.startswith("- ")), "")
+    return ": ".join(part.rstrip(".:! ")[:300] for part in (text, detail) if part)
+
+
+def _depends_on_data(error: BaseException) -> bool:
+    return "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__
 
 
 def _is_shape_complaint(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from qpass.capture.convention import CallConvention, check_tensor
+from qpass.capture.convention import CallConvention
 from qpass.errors import InputError, UnsupportedError
 
 # Arguments that only ask for another result; False and None mean "not asked".
@@ -72,8 +72,7 @@ class CausalLMCall(CallConvention):
             flat.append(self._positions(arguments.get("position_ids"), mask, past, seq))
         flat.append(kept_rows(arguments.get("logits_to_keep", 0), seq, ids.device))
         flat += cache
-        sizes: dict[str, int] = {}
-        return [check_tensor(spec, value, sizes, self.device) for spec, value in zip(self.inputs, flat)]
+        return self.check(flat)
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The model's output with `logits` and a fresh DynamicCache."""

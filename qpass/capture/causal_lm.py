@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from qpass.capture.blame import capture_error, user_line
 from qpass.capture.causal_call import CausalLMCall, KVSpec, default_positions
 from qpass.capture.convention import TensorSpec
-from qpass.capture.trace import dim_names, readable_shape, trace, user_inputs
+from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
 from qpass.errors import CaptureError, UnsupportedError
 
 PREFIX = "m."
@@ -101,6 +101,7 @@ def capture_causal_lm(
         inputs=tuple(TensorSpec(n, v.dtype, readable_shape(v.shape, names)) for n, (_, v) in zip(labels, tensors)),
         outputs=("logits", *args[-1]),
         device=model.device,
+        ranges=dim_ranges(exported, names),
         notes=notes,
         output_type=type(output),
         kv=kv,
@@ -124,7 +125,7 @@ def _probe_cache(model: PreTrainedModel) -> tuple[Any, tuple[KVSpec, ...]]:
             return_dict=True,
         )
     except Exception as error:
-        raise capture_error(error, model, has_user_shapes=False) from error
+        raise capture_error(error, model) from error
     fix = "use a decoder-only model whose layers all keep keys and values"
     cache = getattr(out, "past_key_values", None)
     if not isinstance(cache, DynamicCache) or not cache.layers:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class CallConvention:
         inputs: the flat tensor inputs of the graph, in order.
         outputs: names of the flat outputs of the graph, in order.
         device: where inputs and weights live.
+        ranges: smallest and largest legal size of each dim name; None for no bound.
         notes: what capture decided that the user should know, e.g. why a dim is static.
     """
 
@@ -49,6 +51,7 @@ class CallConvention:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     device: torch.device
+    ranges: Mapping[str, tuple[int, int | None]]
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,29 +82,48 @@ class CallConvention:
         return self.unflatten(runner(*self.flatten(args, kwargs)))
 
 
-def check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, int], device: torch.device) -> Tensor:
-    """`value` if it is a tensor of the dtype, rank, sizes and device that `spec` asks for; InputError otherwise.
+    def check(self, values: Sequence[Any]) -> list[Tensor]:
+        """`values` if they are tensors of the dtypes, sizes and device of `inputs`; InputError otherwise.
 
-    `sizes` binds dim names on first sight, so that two arguments that share a dim must agree.
-    """
+        Dim names are bound on first sight, so that two arguments that share a dim must agree.
+        """
+        sizes: dict[str, int] = {}
+        derived: list[tuple[TensorSpec, Tensor, str, int]] = []
+        for spec, value in zip(self.inputs, values, strict=True):
+            derived += self._check_one(spec, value, sizes)
+        for spec, value, expression, size in derived:
+            expected = sympy.sympify(expression, locals={n: sympy.Symbol(n) for n in sizes}).subs(sizes)
+            if expected.is_number and int(expected) != size:
+                raise _mismatch(spec, _got(value), f" where {expression} is {expected}")
+        return list(values)
+
+    def _check_one(self, spec: TensorSpec, value: Any, sizes: dict[str, int]) -> list[tuple]:
+        if not isinstance(value, Tensor) or value.dtype != spec.dtype or value.dim() != len(spec.shape):
+            raise _mismatch(spec, _got(value))
+        derived = []
+        for want, size in zip(spec.shape, value.shape):
+            if isinstance(want, int):
+                if size != want:
+                    raise _mismatch(spec, _got(value))
+            elif not want.isidentifier():
+                derived.append((spec, value, want, size))
+            elif sizes.setdefault(want, size) != size:
+                raise _mismatch(spec, _got(value), f" where {want} is {sizes[want]}")
+            else:
+                low, high = self.ranges.get(want, (1, None))
+                if size < low or (high is not None and size > high):
+                    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+                    raise _mismatch(spec, _got(value), f" where {want} is {bounds}")
+        if value.device != self.device:
+            fix = f"move it with .to('{self.device}')"
+            raise InputError(f"`{spec.name}` is on {value.device}, the compiled model is on {self.device}", fix=fix)
+        return derived
+
+
+def _got(value: Any) -> str:
     if not isinstance(value, Tensor):
-        raise _mismatch(spec, type(value).__name__)
-    got = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if value.dtype != spec.dtype or value.dim() != len(spec.shape):
-        raise _mismatch(spec, got)
-    for want, size in zip(spec.shape, value.shape):
-        if isinstance(want, str) and not want.isidentifier():
-            continue  # an expression of other dims: the graph itself checks it
-        expected = sizes.setdefault(want, size) if isinstance(want, str) else want
-        if size != expected:
-            known = f" where {want} is {expected}" if isinstance(want, str) else ""
-            raise _mismatch(spec, got, known)
-        if isinstance(want, str) and size == 0 and want not in ("past", "keep"):
-            raise _mismatch(spec, got, f" where {want} is at least 1")
-    if value.device != device:
-        fix = f"move it with .to('{device}')"
-        raise InputError(f"`{spec.name}` is on {value.device}, the compiled model is on {device}", fix=fix)
-    return value
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 
 def _mismatch(spec: TensorSpec, got: str, known: str = "") -> InputError:

@@ -12,11 +12,12 @@ from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArg
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 
+from qpass.capture.blame import reason
 from qpass.capture.convention import TensorSpec
 from qpass.capture.dims import align_shapes, default_shapes, flat_dim_names
 from qpass.capture.module_call import Constant, ModuleCall, canonical, leaf_names
-from qpass.capture.trace import dim_names, readable_shape, trace, user_inputs
-from qpass.errors import CaptureError, QPassError, UnsupportedError
+from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
+from qpass.errors import CaptureError, InputError, UnsupportedError
 
 # Encoder inputs that may be left out by the caller, and what a missing one means.
 _FILL = {"attention_mask": 1, "token_type_ids": 0}
@@ -55,11 +56,10 @@ def _trace_default(
         return trace(model, args, kwargs, None, strict=strict, owner=model), None, notes
     try:
         return trace(model, args, kwargs, shapes, strict=strict, owner=model), shapes, notes
-    except QPassError as error:
-        if isinstance(error, UnsupportedError):
-            raise
+    except (InputError, CaptureError) as error:
         exported = trace(model, args, kwargs, None, strict=strict, owner=model)
-        return exported, None, (*notes, f"all sizes are static: with a dynamic batch {error.what}")
+        note = f"all sizes are static, as a dynamic batch fails: {reason(error.__cause__ or error)}"
+        return exported, None, (*notes, note)
 
 
 def module_call(
@@ -100,6 +100,7 @@ def module_call(
         inputs=inputs,
         outputs=tuple(outputs),
         device=device,
+        ranges=dim_ranges(exported, names),
         notes=notes,
         in_spec=in_spec,
         leaves=leaves,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from qpass.capture.convention import CallConvention, check_tensor
+from qpass.capture.convention import CallConvention
 from qpass.errors import InputError, UnsupportedError
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -55,14 +55,13 @@ class ModuleCall(CallConvention):
         if spec != self.in_spec:
             raise self._structure_error(args, kwargs)
         tensors: list[Tensor] = []
-        sizes: dict[str, int] = {}
         for (name, constant), value in zip(self.leaves, values):
             if constant is None:
-                tensors.append(check_tensor(self.inputs[len(tensors)], value, sizes, self.device))
+                tensors.append(value)
             elif type(value) is not type(constant.value) or value != constant.value:
                 fix = f"pass {constant.value!r}, or compile again with this value in the example inputs"
                 raise InputError(f"`{name}` is {_show(value)}, the model was compiled for {constant.value!r}", fix=fix)
-        return tensors
+        return self.check(tensors)
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The result in the user's own structure: dataclass, ModelOutput, namedtuple, dict, tuple or tensor."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
 
 from qpass.capture.blame import capture_error
 from qpass.capture.interrupt import exclusive
@@ -34,13 +39,25 @@ def session() -> Iterator[None]:
     with exclusive(), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         for noise in _NOISE:
             warnings.filterwarnings("ignore", message=noise)
-        dtype, level = torch.get_default_dtype(), logging.getLogger("transformers").level
-        logging.getLogger("transformers").setLevel(max(level, logging.ERROR))
+        dtype = torch.get_default_dtype()
         try:
-            yield
+            with _quiet("transformers"), _quiet("torch.fx.experimental.symbolic_shapes"):
+                yield
         finally:
             torch.set_default_dtype(dtype)
-            logging.getLogger("transformers").setLevel(level)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Errors only from this logger, unless the user asked for more than warnings (TORCH_LOGS, verbosity)."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    if logger.getEffectiveLevel() >= logging.WARNING:
+        logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def trace(
@@ -62,16 +79,50 @@ def trace(
         UnsupportedError: the forward writes to a buffer or to an input.
     """
     # The fake-tensor cache costs more than it saves with symbolic sizes: each hit re-derives every stride. Half time.
-    with dynamo_config.patch(fake_tensor_cache_enabled=False):
+    with dynamo_config.patch(fake_tensor_cache_enabled=False), _without_partial_graphs():
         try:
-            raw = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
+            # Dynamo would trace the hook itself.
+            with contextlib.nullcontext() if strict else _registering_dataclasses(model):
+                raw = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
             exported = raw.run_decompositions({})
         except QPassError:
             raise
         except Exception as error:
-            raise capture_error(error, owner, has_user_shapes=dynamic_shapes is not None) from error
+            raise capture_error(error, owner) from error
     _refuse_mutation(exported)
     return exported
+
+
+@contextmanager
+def _without_partial_graphs() -> Iterator[None]:
+    """Keep torch.export from printing a half-made graph to stderr when it fails; all other text passes."""
+    seen = io.StringIO()
+    partial = ""
+    try:
+        with contextlib.redirect_stderr(seen):
+            yield
+    except QPassError as error:
+        partial = getattr(error.__cause__, "partial_fx_graph", "")
+        raise
+    finally:
+        rest = seen.getvalue().replace(str(partial), "") if partial else seen.getvalue()
+        sys.stderr.write(rest if rest.strip() else "")
+
+
+@contextmanager
+def _registering_dataclasses(model: nn.Module) -> Iterator[None]:
+    """While tracing, make the dataclasses that `model` returns known to pytree: torch.export wants that beforehand."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        for leaf in pytree.tree_leaves(output):
+            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                torch.export.register_dataclass(type(leaf))
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _refuse_mutation(exported: ExportedProgram) -> None:
@@ -114,6 +165,20 @@ def dim_names(exported: ExportedProgram, names: Sequence[Mapping[int, str]]) -> 
             if isinstance(expr, sympy.Symbol):
                 found.setdefault(str(expr), f"{name}_dim{dim}")
     return found
+
+
+def dim_ranges(exported: ExportedProgram, dims: Mapping[str, str]) -> dict[str, tuple[int, int | None]]:
+    """Smallest and largest legal size of each readable dim; None for no bound.
+
+    A lower bound of 2 is torch's mark for "0 and 1 were not specialised on", not a limit: it reads 1.
+    """
+    ranges = {}
+    for symbol, bounds in exported.range_constraints.items():
+        if str(symbol) in dims:
+            low = int(bounds.lower)
+            high = None if bounds.upper > 2**40 else int(bounds.upper)
+            ranges[dims[str(symbol)]] = (1 if low == 2 else low, high)
+    return ranges
 
 
 def symbol_of(size: Any) -> sympy.Basic | None:

@@ -15,33 +15,31 @@ from qpass.capture.module_call import by_parameter
 from qpass.errors import InputError
 
 
-def default_shapes(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], Any]:
-    """Example inputs and dynamic_shapes with the common first dim dynamic; shapes are None if there is no such dim.
+def batched_examples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any], list[bool]]:
+    """Example inputs, and for each leaf whether it is a tensor whose first dim equals that of the first tensor.
 
     torch.export takes a size of 1 for a constant, so a batch of 1 is repeated to a batch of 2 first.
     """
     values, spec = pytree.tree_flatten((args, kwargs))
-    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0]
-    if not sizes:
-        return (args, kwargs), None
-    batch = sizes[0]
-
-    def is_batched(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-
-    dim = Dim("batch", min=1)
+    batch = next((value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
+    flags = [isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch for value in values]
     if batch == 1:
-        values = [torch.cat([value, value]) if is_batched(value) else value for value in values]
+        values = [torch.cat([value, value]) if flag else value for value, flag in zip(values, flags)]
         args, kwargs = pytree.tree_unflatten(values, spec)
-        batch = 2
-    leaves = [{0: dim} if is_batched(value) else None for value in values]
-    shaped_args, shaped_kwargs = pytree.tree_unflatten(leaves, spec)
-    return (args, kwargs), _by_parameter_for_export(signature, shaped_args, shaped_kwargs)
+    return args, kwargs, flags
 
 
-def _by_parameter_for_export(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def batch_shapes(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], flags: Sequence[bool], dim: Any
+) -> dict[str, Any]:
+    """dynamic_shapes in which the first dim of the flagged leaves is `dim` and all else static."""
+    spec = pytree.tree_structure((args, kwargs))
+    shaped_args, shaped_kwargs = pytree.tree_unflatten([{0: dim} if flag else None for flag in flags], spec)
+    return nested_shapes(signature, shaped_args, shaped_kwargs)
+
+
+def nested_shapes(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """dynamic_shapes as torch.export wants them: by parameter, with those of `**kwargs` under its own name."""
     return dict(signature.bind(*args, **kwargs).arguments)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from qpass.capture.blame import reason
 from qpass.capture.convention import TensorSpec
-from qpass.capture.dims import align_shapes, default_shapes, flat_dim_names
+from qpass.capture.dims import align_shapes, batch_shapes, batched_examples, flat_dim_names, nested_shapes
 from qpass.capture.module_call import Constant, ModuleCall, canonical, leaf_names
 from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
 from qpass.errors import CaptureError, InputError, UnsupportedError
@@ -43,23 +43,37 @@ def capture_module(
         shapes = align_shapes(signature, given, args, kwargs, shapes)
         exported = trace(model, args, kwargs, shapes, strict=strict, owner=model)
     else:
-        (args, kwargs), shapes = default_shapes(signature, args, kwargs)
-        exported, shapes, notes = _trace_default(model, args, kwargs, shapes, notes, strict=strict)
+        args, kwargs, flags = batched_examples(args, kwargs)
+        exported, shapes, notes = _trace_batched(model, args, kwargs, flags, notes, strict=strict)
     names = dim_names(exported, flat_dim_names(signature, args, kwargs, shapes))
     return exported, module_call(model, exported, args, kwargs, names, notes), names
 
 
-def _trace_default(
-    model: nn.Module, args: tuple, kwargs: dict, shapes: Any, notes: tuple[str, ...], *, strict: bool
-) -> tuple[ExportedProgram, Any, tuple[str, ...]]:
-    if shapes is None:
+def _trace_batched(
+    model: nn.Module, args: tuple, kwargs: dict, flags: list[bool], notes: tuple[str, ...], *, strict: bool
+) -> tuple[ExportedProgram, dict[str, Any] | None, tuple[str, ...]]:
+    """Trace with a dynamic batch in all flagged leaves; else in those where the model allows it; else static."""
+    if not any(flags):
         return trace(model, args, kwargs, None, strict=strict, owner=model), None, notes
+    signature = forward_signature(model)
+    batch = Dim("batch", min=1)
     try:
+        shapes = batch_shapes(signature, args, kwargs, flags, batch)
         return trace(model, args, kwargs, shapes, strict=strict, owner=model), shapes, notes
-    except (InputError, CaptureError) as error:
+    except InputError as error:
+        cause = error.__cause__ or error
+        loose = batch_shapes(signature, args, kwargs, flags, Dim.AUTO)
+        exported = trace(model, args, kwargs, loose, strict=strict, owner=model)
+    except CaptureError as error:
+        cause = error.__cause__ or error
         exported = trace(model, args, kwargs, None, strict=strict, owner=model)
-        note = f"all sizes are static, as a dynamic batch fails: {reason(error.__cause__ or error)}"
-        return exported, None, (*notes, note)
+    # AUTO found out which sizes are free, but with a lower bound of 2; the named Dim says 1.
+    inputs = [value for _, value in user_inputs(exported)]
+    free = [flag and isinstance(value.shape[0], torch.SymInt) for flag, value in zip(flags, inputs)]
+    if any(free):
+        shapes = batch_shapes(signature, args, kwargs, free, batch)
+        return trace(model, args, kwargs, shapes, strict=strict, owner=model), shapes, notes
+    return exported, None, (*notes, f"all sizes are static, as a dynamic batch fails: {reason(cause)}")
 
 
 def module_call(
@@ -128,7 +142,8 @@ def capture_encoder(
         if key in parameters:
             kwargs[key] = torch.full_like(ids, value)
     dims = {0: Dim("batch", min=1), 1: Dim("seq", min=1)}
-    shapes: dict[str, Any] = {**{key: dims for key in kwargs}, "return_dict": None}
+    signature = forward_signature(model)
+    shapes = nested_shapes(signature, (), {**{key: dims for key in kwargs}, "return_dict": None})
     named = [{0: "batch", 1: "seq"} for _ in kwargs]
     kwargs["return_dict"] = True
     exported = trace(model, (), kwargs, shapes, strict=strict, owner=model)

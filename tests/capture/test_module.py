@@ -71,6 +71,7 @@ def test_result_structures(kind: str) -> None:
 
 def test_arguments_in_any_spelling() -> None:
     model = Structured("tensor").eval()
+    # scale has as many rows as the batch by chance: only what the model leaves free becomes the batch
     x, extra = torch.randn(3, 4), (torch.randn(3, 3), torch.randn(3, 3))
     rebuilt, found = float_copy(model, (x, {"extra": extra}), {"scale": torch.ones(3), "double": True})
     assert [spec.name for spec in found.call.inputs] == ["x", "batch['extra'][0]", "batch['extra'][1]", "scale"]
@@ -202,8 +203,8 @@ def test_tied_shared_and_constant_tensors() -> None:
 
 def test_without_tensors_in_float_or_without_parameters() -> None:
     class Ids(nn.Module):
-        def forward(self, ids: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
-            return ids + sum(more) + named["last"]
+        def forward(self, ids: Tensor, *more: Tensor, last: Tensor) -> Tensor:
+            return ids + sum(more) + last
 
     x = torch.arange(6).view(3, 2)
     rebuilt, found = float_copy(Ids().eval(), (x, x, x), {"last": x})

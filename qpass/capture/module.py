@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def _trace_batched(
         exported = trace(model, args, kwargs, None, strict=strict, owner=model)
     # AUTO found out which sizes are free, but with a lower bound of 2; the named Dim says 1.
     inputs = [value for _, value in user_inputs(exported)]
-    free = [flag and isinstance(value.shape[0], torch.SymInt) for flag, value in zip(flags, inputs)]
+    free = [flag and isinstance(readable_shape(value.shape, {})[0], str) for flag, value in zip(flags, inputs)]
     if any(free):
         shapes = batch_shapes(signature, args, kwargs, free, batch)
         return trace(model, args, kwargs, shapes, strict=strict, owner=model), shapes, notes
@@ -141,14 +142,31 @@ def capture_encoder(
     for key, value in _FILL.items():
         if key in parameters:
             kwargs[key] = torch.full_like(ids, value)
-    dims = {0: Dim("batch", min=1), 1: Dim("seq", min=1)}
-    signature = forward_signature(model)
-    shapes = nested_shapes(signature, (), {**{key: dims for key in kwargs}, "return_dict": None})
-    named = [{0: "batch", 1: "seq"} for _ in kwargs]
+    exported = _trace_encoder(model, kwargs, strict=strict)
+    names = dim_names(exported, [{0: "batch", 1: "seq"} for _ in kwargs])
     kwargs["return_dict"] = True
-    exported = trace(model, (), kwargs, shapes, strict=strict, owner=model)
-    names = dim_names(exported, named)
     fill = {key: value for key, value in _FILL.items() if key in kwargs}
     return_dict = bool(getattr(model.config, "return_dict", True))
     call = module_call(model, exported, (), kwargs, names, notes, fill=fill, return_dict=return_dict)
     return exported, call, names
+
+
+def _trace_encoder(model: PreTrainedModel, kwargs: dict[str, Any], *, strict: bool) -> ExportedProgram:
+    """Dynamic batch and seq; seq is bounded where learned positions end, which config or torch.export itself says."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    bound: dict[str, int] = {} if longest is None else {"max": longest}
+
+    def attempt() -> ExportedProgram:
+        dims = {0: Dim("batch", min=1), 1: Dim("seq", min=1, **bound)}
+        wanted = {**{key: dims for key in kwargs}, "return_dict": None}
+        shapes = nested_shapes(forward_signature(model), (), wanted)
+        return trace(model, (), {**kwargs, "return_dict": True}, shapes, strict=strict, owner=model)
+
+    try:
+        return attempt()
+    except InputError as error:
+        suggested = re.search(r"seq = Dim\('seq'.*?max=(\d+)", str(error))
+        if suggested is None:
+            raise
+        bound["max"] = int(suggested[1])
+        return attempt()

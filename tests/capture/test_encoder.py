@@ -51,6 +51,20 @@ def test_bert(bert: Any) -> None:
     assert isinstance(rebuilt, hf.BertForSequenceClassification) and rebuilt.config.hidden_size == 64
 
 
+def test_positions_end_where_the_graph_says(bert: Any) -> None:
+    assert bert[2].call.ranges == {"batch": (1, None), "seq": (1, 128)}
+    with pytest.raises(InputError, match="where seq is from 1 to 128"):
+        bert[1](torch.ones(1, 129, dtype=torch.int64))
+    config = hf.RobertaConfig(**{**_SMALL, "num_hidden_layers": 1}, pad_token_id=1)  # two positions are not for tokens
+    model = hf.RobertaModel(config).eval()
+    rebuilt, found = float_copy(model)
+    longest = found.call.ranges["seq"][1]
+    assert longest in (126, 128)
+    ids, mask = _ids(2, 20)
+    want = model(ids, mask).last_hidden_state
+    assert torch.allclose(rebuilt(ids, mask).last_hidden_state, want, rtol=0, atol=1e-5)
+
+
 def test_bert_refuses_what_it_cannot_give(bert: Any) -> None:
     _, rebuilt, _ = bert
     ids, _ = _ids(2, 5)

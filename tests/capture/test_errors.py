@@ -48,6 +48,10 @@ class Size(nn.Module):
 X = torch.ones(3, 4)
 
 
+def _of(kind: type[nn.Module]) -> Any:
+    return lambda: kind().eval()
+
+
 def _meta() -> nn.Module:
     return nn.Linear(4, 4, device="meta").eval()
 
@@ -75,26 +79,28 @@ def _mamba() -> nn.Module:
     return hf.MambaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize(
-    ("make", "args", "kind", "text"),
-    [
-        (lambda: nn.Linear(4, 4), (X,), InputError, "The model is in training mode (at Linear). Fix: call model.eval() first."),
-        (_partly_training, (X,), InputError, "The model is in training mode (at module `1`). Fix: call model.eval() first."),
-        (_meta, (X,), InputError, "The model has a parameter without data on the meta device (at weight). Fix: load the weights"),
-        (_compiled, (X,), InputError, "The model is already compiled by qpass. Fix: compile the original float model."),
-        (lambda: 3, (X,), InputError, "The model is a int, not a torch.nn.Module. Fix: pass the module itself."),
-        (lambda: Branch().eval(), (), CaptureError, "A plain module needs example inputs (at Branch). Fix: pass export_model("),
-        (lambda: Branch().eval(), X, InputError, "args is a Tensor, not a tuple of example inputs. Fix: pass a tuple"),
-        (lambda: Branch().eval(), (X, X), InputError, "The example inputs do not fit forward: too many positional arguments (at"),
-        (lambda: Branch().eval(), (X[:0],), InputError, "An example input is empty, shape [0, 4] (at args[0]). Fix: pass examples"),
-        (lambda: Counter().eval(), (X,), UnsupportedError, "The model's forward writes to a buffer (at buffer `calls`). Fix: keep"),
-        (lambda: InPlace().eval(), (X,), UnsupportedError, "The model's forward writes to its input (at input `x`). Fix: return"),
-        (lambda: Size().eval(), (X,), UnsupportedError, "The model returns a size that depends on its input, output 1 (at Size)"),
-        (_flash, (), UnsupportedError, "Attention implementation `flash_attention_2` cannot be captured (at config). Fix: load"),
-        (_mamba, (), UnsupportedError, "The language model keeps no key/value cache (at MambaForCausalLM). Fix: use a model with"),
-    ],
-)  # fmt: skip
-def test_refusals(make: Any, args: Any, kind: type[Exception], text: str) -> None:
+_IN, _NO, _NOT = InputError, UnsupportedError, CaptureError
+_REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
+    "training": (lambda: nn.Linear(4, 4), (X,), _IN, "The model is in training mode (at Linear). Fix: call model.eval"),
+    "partly": (_partly_training, (X,), _IN, "The model is in training mode (at module `1`). Fix: call model.eval() first."),
+    "meta": (_meta, (X,), _IN, "The model has a parameter without data on the meta device (at weight). Fix: load the"),
+    "compiled": (_compiled, (X,), _IN, "The model is already compiled by qpass. Fix: compile the original float model."),
+    "no module": (lambda: 3, (X,), _IN, "The model is a int, not a torch.nn.Module. Fix: pass the module itself."),
+    "no example": (_of(Branch), (), _NOT, "A plain module needs example inputs (at Branch). Fix: pass export_model("),
+    "no tuple": (_of(Branch), X, _IN, "args is a Tensor, not a tuple of example inputs. Fix: pass a tuple"),
+    "two": (_of(Branch), (X, X), _IN, "The example inputs do not fit forward: too many positional arguments (at Branch)"),
+    "empty": (_of(Branch), (X[:0],), _IN, "An example input is empty, shape [0, 4] (at args[0]). Fix: pass examples"),
+    "buffer": (_of(Counter), (X,), _NO, "The model's forward writes to a buffer (at buffer `calls`). Fix: keep"),
+    "input": (_of(InPlace), (X,), _NO, "The model's forward writes to its input (at input `x`). Fix: return"),
+    "size": (_of(Size), (X,), _NO, "The model returns a size that depends on its input, output 1 (at Size)"),
+    "flash": (_flash, (), _NO, "Attention implementation `flash_attention_2` cannot be captured (at config). Fix: load"),
+    "mamba": (_mamba, (), _NO, "The language model keeps no key/value cache (at MambaForCausalLM). Fix: use a model"),
+}
+
+
+@pytest.mark.parametrize("case", _REFUSED)
+def test_refusals(case: str) -> None:
+    make, args, kind, text = _REFUSED[case]
     model = make()
     with pytest.raises(kind) as error:
         export_model(model, args)

@@ -74,7 +74,7 @@ def test_the_cache_is_one_concatenation_a_tensor(captured: Any) -> None:
     outputs = next(node for node in graph.nodes if node.op == "output").args[0]
     for cached in outputs[1:]:
         assert str(cached.target) == "aten.cat.default"
-        assert [source.op for source in cached.args[0]][0] == "placeholder"
+        assert cached.args[0][0].op == "placeholder"
 
 
 def test_tied_weights_are_one_tensor() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from qpass import ops
-from qpass.capture.trace import Template, trace
+from qpass.capture.template import Template, trace
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
 from qpass.lowering import Case, Kernel

@@ -54,6 +54,7 @@ def normalise_graph(graph: fx.Graph) -> None:
         node.target = _RENAMED.get(node.target, node.target)
         _respell_cast(node)
         _respell_view(node)
+        _respell_softmax(node)
         _drop_defaults(node)
         same = _same_as(node)
         if same is not None:
@@ -90,6 +91,12 @@ def _respell_cast(node: fx.Node) -> None:
         source, value = node.args[0], node.meta["val"]
         if source.meta["val"].device == value.device and node.kwargs.get("memory_format") is None:
             node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": value.dtype}
+
+
+def _respell_softmax(node: fx.Node) -> None:
+    """``softmax(x, dim, dtype)`` in the dtype that x has -> ``softmax(x, dim)``."""
+    if node.target is aten.softmax.int and len(node.args) == 3 and node.args[2] == node.args[0].meta["val"].dtype:
+        node.args = node.args[:2]
 
 
 def _drop_defaults(node: fx.Node) -> None:

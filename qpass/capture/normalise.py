@@ -28,6 +28,9 @@ _DIM = {aten.cat.default: 1, aten.slice.Tensor: 1, aten.softmax.int: 1, aten._so
 _RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default,
             aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
 
+# Just so many arguments are written: layer_norm's eps is a named literal, and cudnn_enable after it does nothing.
+_WRITTEN = {aten.layer_norm.default: 5}
+
 
 def normalise(program: Program) -> Program:
     """The same program without asserts, no-op casts, aliases and copies, with linears and dims in one spelling."""
@@ -51,14 +54,24 @@ def normalise_graph(graph: fx.Graph) -> None:
         node.target = _RENAMED.get(node.target, node.target)
         _respell_cast(node)
         _respell_view(node)
+        _respell_softmax(node)
         _drop_defaults(node)
         same = _same_as(node)
         if same is not None:
+            _keep_name(node, same)
             node.replace_all_uses_with(same)
             graph.erase_node(node)
             continue
         _respell_dims(node)
     graph.eliminate_dead_code()
+
+
+def _keep_name(dropped: fx.Node, same: Any) -> None:
+    """The result of a module keeps the module's name when the no-op that ended the module goes."""
+    path = dropped.meta.get("name")
+    inner = same.meta.get("scopes", ()) if isinstance(same, fx.Node) and same.op == "call_function" else ()
+    if path in dropped.meta.get("scopes", ()) and path in inner and same.meta.get("name") not in inner:
+        same.meta["name"] = dropped.meta.pop("name")
 
 
 def op_base(node: fx.Node) -> str:
@@ -80,15 +93,24 @@ def _respell_cast(node: fx.Node) -> None:
             node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": value.dtype}
 
 
+def _respell_softmax(node: fx.Node) -> None:
+    """``softmax(x, dim, dtype)`` in the dtype that x has -> ``softmax(x, dim)``."""
+    if node.target is aten.softmax.int and len(node.args) == 3 and node.args[2] == node.args[0].meta["val"].dtype:
+        node.args = node.args[:2]
+
+
 def _drop_defaults(node: fx.Node) -> None:
-    """Trailing arguments that equal the schema's defaults are not written."""
+    """Trailing arguments that equal the schema's defaults are not written; ops of ``_WRITTEN`` have a fixed number."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return
     plain = [argument for argument in schema.arguments if not argument.kwarg_only]
-    args = list(node.args)
-    keep = 5 if node.target is aten.layer_norm.default else 0  # eps is a named literal of its pattern
-    while len(args) > keep and plain[len(args) - 1].has_default_value() and _same_literal(args[-1], plain[len(args) - 1].default_value):
+    keep = _WRITTEN.get(node.target, 0)
+    args = list(node.args[:keep or None])
+    args += [argument.default_value for argument in plain[len(args):keep]]
+    while len(args) > keep and plain[len(args) - 1].has_default_value():
+        if not _same_literal(args[-1], plain[len(args) - 1].default_value):
+            break
         args.pop()
     node.args = tuple(args)
 
@@ -172,11 +194,19 @@ def _whole_slice(node: fx.Node) -> Any:
 
 def _cat(node: fx.Node) -> Any:
     """Drop operands of shape [0], which cat ignores; a cat of one operand is that operand."""
-    kept = [arg for arg in node.args[0] if _shape(arg) != (0,)]
+    dtype = node.meta["val"].dtype
+    kept = [arg for arg in node.args[0] if not _is_nothing(arg)] or list(node.args[0][:1])
+    if any(arg.meta["val"].dtype != dtype for arg in node.args[0]):
+        return None
     if len(kept) == 1:
         return kept[0]
     node.args = (kept, *node.args[1:])
     return None
+
+
+def _is_nothing(arg: Any) -> bool:
+    shape = _shape(arg)
+    return shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] == 0
 
 
 def _respell_dims(node: fx.Node) -> None:
@@ -186,7 +216,7 @@ def _respell_dims(node: fx.Node) -> None:
         position = _DIM[target]
         operand = node.args[0][0] if isinstance(node.args[0], list | tuple) else node.args[0]
         _set_arg(node, position, _negative(node.args[position], len(_shape(operand) or ())))
-    elif target is aten.unsqueeze.default:
+    elif target is aten.unsqueeze.default or (target is aten.stack.default and len(node.args) > 1):
         _set_arg(node, 1, _negative(node.args[1], len(_shape(node) or ())))
     elif target is aten.transpose.int:
         rank = len(_shape(node) or ())
@@ -207,7 +237,7 @@ def _set_arg(node: fx.Node, position: int, value: Any) -> None:
 
 
 def _linears(graph: fx.Graph, params: dict[str, Any]) -> None:
-    """``addmm(b, reshape(x), W)`` and ``matmul(x, t(W))`` -> ``linear(x, W', b)``, W' a transposed view of the parameter."""
+    """``addmm(b, reshape(x), W)`` and ``matmul(x, t(W))`` -> ``linear(x, W', b)``, W' a transposed view."""
     for node in list(graph.nodes):
         respell: Callable[..., Any] | None = {aten.addmm.default: _addmm, aten.mm.default: _mm,
                                               aten.matmul.default: _mm}.get(node.target)
@@ -216,7 +246,7 @@ def _linears(graph: fx.Graph, params: dict[str, Any]) -> None:
 
 
 def _addmm(graph: fx.Graph, params: dict[str, Any], node: fx.Node) -> None:
-    if len(node.args) == 3 and not node.kwargs:
+    if len(node.args) == 3 and not node.kwargs and len(_shape(node.args[0]) or ()) == 1:
         _to_linear(graph, params, node, x=node.args[1], weight=node.args[2], bias=node.args[0])
 
 

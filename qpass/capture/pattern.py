@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ def rule(*, sizes: Mapping[str, int] | None = None, **shapes: tuple[int, ...]) -
     """Decorate a pattern function: ``shapes`` gives an example shape for each tensor argument.
 
     Arguments annotated ``float`` or ``int`` are named literal holes, and so is every integer of the example shapes
-    that ``sizes`` names: choose sizes that no other literal of the pattern has. The function is traced in float32 and in
-    bfloat16, which stands for any half precision.
+    that ``sizes`` names: choose sizes that no other literal of the pattern has. The function is traced in float32 and
+    in bfloat16, which stands for any half precision.
     """
 
     def wrap(function: Callable[..., Any]) -> _Unset:
@@ -60,9 +61,15 @@ def rule(*, sizes: Mapping[str, int] | None = None, **shapes: tuple[int, ...]) -
 
 
 def _trace_all(functions: list[Callable[..., Any]], shapes: _Shapes, sizes: Mapping[str, int]) -> tuple[Pattern, ...]:
-    dtypes = (torch.float32, torch.bfloat16)
-    patterns = [_trace(function, shapes, sizes, dtype) for function in functions for dtype in dtypes]
-    unique = {str(pattern.graph): pattern for pattern in patterns}
+    """Each spelling in both types. One whose graph is the same in both casts nothing, and serves any type."""
+    unique: dict[str, Pattern] = {}
+    for function in functions:
+        full, half = (_trace(function, shapes, sizes, dtype) for dtype in (torch.float32, torch.bfloat16))
+        if str(full.graph) == str(half.graph):
+            unique.setdefault(str(full.graph), full)
+        else:
+            for pattern in (full, half):
+                unique.setdefault(f"typed {pattern.graph}", replace(pattern, typed=True))
     return tuple(unique.values())
 
 

@@ -36,6 +36,9 @@ class Mismatch:
         return False
 
 
+_Goals = tuple[tuple[Any, Any], ...]
+
+
 class _Failed(Exception):
     pass
 
@@ -45,24 +48,43 @@ class _Matcher:
         self.pattern = pattern
         self.bound: dict[fx.Node, Any] = {}
         self.literals: dict[str, Any] = {}
-        self.deepest = Mismatch("nothing matched")
+        self.deepest = Mismatch("nothing matched", -1)
 
     def fail(self, reason: str) -> _Failed:
-        if len(self.bound) >= self.deepest.depth:
+        if len(self.bound) > self.deepest.depth:
             self.deepest = Mismatch(reason, len(self.bound))
         return _Failed(reason)
 
-    def value(self, want: Any, got: Any) -> None:
-        """Match one argument: a hole, a node, a list, or a literal."""
-        if isinstance(want, fx.Node):
-            self.node(want, got)
-        elif isinstance(want, list | tuple):
-            if not isinstance(got, list | tuple) or len(want) != len(got):
-                raise self.fail(f"expected {len(want)} values, found {got!r}")
-            for one, two in zip(want, got):
-                self.value(one, two)
-        else:
-            self.literal(want, got)
+    def solve(self, goals: _Goals) -> None:
+        """Bind every (wanted, found) pair of ``goals``, in order; where an op commutes, try both orders."""
+        while goals:
+            (want, got), goals = goals[0], goals[1:]
+            if isinstance(want, list | tuple):
+                if not isinstance(got, list | tuple) or len(want) != len(got):
+                    raise self.fail(f"expected {len(want)} values, found {_show(got)}")
+                goals = (*zip(want, got), *goals)
+            elif not isinstance(want, fx.Node):
+                self.literal(want, got)
+            elif not self.seen(want, got):
+                self.bind(want, got)
+                if want.op == "call_function":
+                    arguments = (*zip(want.args, got.args), *((value, got.kwargs[key])
+                                                              for key, value in want.kwargs.items()))
+                    if want.target in _COMMUTES and len(got.args) == 2 and self.succeeds((*arguments, *goals)):
+                        return
+                    if want.target in _COMMUTES and len(got.args) == 2:
+                        arguments = (*zip(want.args, reversed(got.args)), *arguments[2:])
+                    goals = (*arguments, *goals)
+
+    def succeeds(self, goals: _Goals) -> bool:
+        """Solve ``goals`` if they can be; if not, leave the bindings as they were."""
+        saved = dict(self.bound), dict(self.literals)
+        try:
+            self.solve(goals)
+        except _Failed:
+            self.bound, self.literals = saved
+            return False
+        return True
 
     def literal(self, want: Any, got: Any) -> None:
         hole = self.pattern.literals.get(want) if isinstance(want, int | float) and not isinstance(want, bool) else None
@@ -75,45 +97,29 @@ class _Matcher:
         elif type(want) is not type(got) or want != got:
             raise self.fail(f"expected the literal {want!r}, found {got!r}")
 
-    def node(self, want: fx.Node, got: Any) -> None:
-        if want in self.bound:
-            if self.bound[want] is not got:
-                raise self.fail(f"{want.name} must be one value, found two")
-            return
+    def seen(self, want: fx.Node, got: Any) -> bool:
+        if want in self.bound and self.bound[want] is not got:
+            raise self.fail(f"{want.name} must be one value, found {_name(self.bound[want])} and {_name(got)}")
+        return want in self.bound
+
+    def bind(self, want: fx.Node, got: Any) -> None:
         if want.op == "placeholder":
             if not isinstance(got, fx.Node):
                 raise self.fail(f"expected a value for {want.name}, found the literal {got!r}")
-            self.bound[want] = got
-            return
-        if not isinstance(got, fx.Node) or got.op != "call_function" or got.target is not want.target:
+        elif not isinstance(got, fx.Node) or got.op != "call_function" or got.target is not want.target:
             raise self.fail(f"{_name(got)}: expected {op_name(want.target)}, found {_op(got)}")
-        self.bound[want] = got
-        self.arguments(want, got)
-
-    def arguments(self, want: fx.Node, got: fx.Node) -> None:
-        if len(want.args) != len(got.args) or want.kwargs.keys() != got.kwargs.keys():
+        elif len(want.args) != len(got.args) or want.kwargs.keys() != got.kwargs.keys():
             raise self.fail(f"{_name(got)}: {op_name(got.target)} has other arguments than the pattern")
-        orders = [got.args]
-        if want.target in _COMMUTES and len(got.args) == 2:
-            orders.append((got.args[1], got.args[0]))
-        for number, order in enumerate(orders):
-            saved = dict(self.bound), dict(self.literals)
-            try:
-                self.value(want.args, order)
-                for key, value in want.kwargs.items():
-                    self.value(value, got.kwargs[key])
-                return
-            except _Failed:
-                if number == len(orders) - 1:
-                    raise
-                self.bound, self.literals = saved
+        elif self.pattern.typed and want is not self.pattern.root and not _same_type(want, got):
+            raise self.fail(f"{_name(got)} is {_dtype(got)}, the pattern computes it in {_dtype(want)}")
+        self.bound[want] = got
 
 
 def match(pattern: Pattern, node: fx.Node) -> Match | Mismatch:
     """Match ``pattern`` with its anchor at ``node``. Literals are strict; inner values may have no other use."""
     matcher = _Matcher(pattern)
     try:
-        matcher.node(pattern.root, node)
+        matcher.solve(((pattern.root, node),))
         _inner_uses(matcher, pattern)
     except _Failed:
         return matcher.deepest
@@ -135,6 +141,16 @@ def _inner_uses(matcher: _Matcher, pattern: Pattern) -> None:
             raise matcher.fail(f"{_name(got)} has {len(got.users)} uses, the pattern allows {len(want.users)}")
 
 
+def _dtype(node: fx.Node) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
+
+
+def _same_type(want: fx.Node, got: fx.Node) -> bool:
+    """A pattern that casts is exact only between the types it was traced with; bfloat16 stands for both halves."""
+    one, two = _dtype(want), _dtype(got)
+    return one == two or (one in _HALF and two in _HALF)
+
+
 def _is_size(got: Any) -> bool:
     return isinstance(got, fx.Node) and isinstance(got.meta.get("val"), torch.SymInt)
 
@@ -147,6 +163,10 @@ def _same_size(one: Any, two: Any) -> bool:
 
 def _name(got: Any) -> str:
     return str(got.meta.get("name", got.name)) if isinstance(got, fx.Node) else repr(got)
+
+
+def _show(got: Any) -> str:
+    return f"{len(got)}" if isinstance(got, list | tuple) else _op(got)
 
 
 def _op(got: Any) -> str:

@@ -34,7 +34,7 @@ def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
 
 def find(rule: Rule, node: fx.Node) -> Match | Mismatch:
     """The first spelling of ``rule`` that matches at ``node``, or the mismatch that came furthest."""
-    best = Mismatch("no pattern")
+    best = Mismatch("no pattern", -1)
     for pattern in rule.patterns():
         found = match(pattern, node)
         if isinstance(found, Match):
@@ -42,7 +42,7 @@ def find(rule: Rule, node: fx.Node) -> Match | Mismatch:
             if refused is None:
                 return found
             found = Mismatch(refused, len(found.nodes))
-        if found.depth >= best.depth:
+        if found.depth > best.depth:
             best = found
     return best
 

@@ -16,12 +16,16 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Pattern:
-    """One traced spelling of a rule: its graph, the node to anchor at, and which literals are holes."""
+    """One traced spelling of a rule: its graph, the node to anchor at, and which literals are holes.
+
+    ``typed``: the spelling casts, so the values between its holes and its root must have the traced types.
+    """
 
     graph: fx.Graph
     root: fx.Node
     holes: tuple[str, ...]
     literals: Mapping[Any, str]
+    typed: bool = False
 
 
 @dataclass(frozen=True)

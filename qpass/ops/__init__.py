@@ -1,7 +1,7 @@
 """The dialect: ops that say what a transformer means. Importing this registers all of them."""
 
 from qpass.ops.activation import activation, gated
-from qpass.ops.attention import attention, cache_update
+from qpass.ops.attention import attention, cache_update, eager_attention
 from qpass.ops.dialect import REGISTRY, Op
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
@@ -22,6 +22,7 @@ __all__ = [
     "activation_quantize",
     "attention",
     "cache_update",
+    "eager_attention",
     "gated",
     "gated_quantize",
     "layer_norm",

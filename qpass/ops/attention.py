@@ -27,6 +27,30 @@ def attention(
     )
 
 
+@define("eager_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, float softcap=0.0) -> Tensor")
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float = 0.0
+) -> Tensor:
+    """As ``attention``, but in separate steps that round to the dtype of q, and with an optional cap on the scores.
+
+    s = scale · q kᵀ;  s = cap · tanh(s / cap);  y = softmax(s + mask) v, the softmax in float32.
+
+    Args:
+        q: [B, H_q, T, D]; k, v: [B, H_kv, S, D]; H_q a multiple of H_kv.
+        mask: additive float, broadcast to [B, H_q, T, S]; None for none.
+        scale: factor on the scores.
+        softcap: bound on the size of the scores (Gemma 2); 0 for none.
+    """
+    repeats = q.shape[1] // k.shape[1]
+    scores = torch.matmul(q, _repeat(k, repeats).transpose(2, 3)) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    return torch.matmul(weights, _repeat(v, repeats))
+
+
 def _repeat(x: Tensor, repeats: int) -> Tensor:
     if repeats == 1:
         return x

@@ -8,18 +8,20 @@ from torch import Tensor
 from qpass.ops.dialect import define
 
 
-@define("rms_norm(Tensor x, Tensor weight, float eps, float offset=0.0, bool late_cast=False) -> Tensor")
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, late_cast: bool = False) -> Tensor:
+@define("rms_norm(Tensor x, Tensor? weight, float eps, float offset=0.0, bool late_cast=False) -> Tensor")
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, late_cast: bool = False) -> Tensor:
     """y = (offset + w) · x / sqrt(mean(x², -1) + eps), the mean in float32 (Zhang & Sennrich 2019).
 
     Args:
         x: [..., H] of any float dtype.
-        weight: [H].
+        weight: [H], or None for no weight.
         offset: 0 (Llama) or 1 (Gemma).
         late_cast: multiply by the weight in float32 and round once (Gemma, OLMo), instead of rounding before it.
     """
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return h.to(x.dtype)
     if not late_cast:
         return weight * h.to(x.dtype)
     scale = weight.to(torch.float32)

@@ -13,15 +13,19 @@ from qpass.graph.rule import Rule
 def rules() -> tuple[Rule, ...]:
     """Every rule, in the order they are tried: larger patterns before those that would eat their parts."""
     found: list[Rule] = []
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: _order(info.name)):
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
             found += [value] if isinstance(value, Rule) else _list_of_rules(value)
-    return tuple(sorted(found, key=lambda rule: rule.name in _LAST))
+    return tuple(found)
 
 
-# Parts of larger patterns: raised only after all others.
-_LAST = frozenset({"relu", "gelu", "silu", "relu_squared", "quick_gelu", "gelu_tanh"})
+# Files whose patterns are parts of larger ones, raised after all others. A norm with 1 + w is a norm with a vector.
+_LAST = ("rms_norm_offset", "rms_norm", "rms_norm_late", "rms_norm_plain", "activation")
+
+
+def _order(file: str) -> tuple[int, str]:
+    return (_LAST.index(file) + 1 if file in _LAST else 0, file)
 
 
 def _list_of_rules(value: object) -> list[Rule]:

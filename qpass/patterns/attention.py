@@ -1,12 +1,13 @@
-"""Scaled dot-product attention, with or without grouped key/value heads written as expand and reshape.
+"""Scaled dot-product attention: masked, causal or neither; grouped key/value heads as they are written.
 
 before   %unsqueeze ... %expand ... %view (for k, and for v) ... scaled_dot_product_attention(...)      7 lines
 after    %attention = qpass.attention(%q, %k, %v, %mask, False, scale)
-Exact: the op's meaning is this same expression.
+Exact: the op's meaning is this same expression. ``enable_gqa`` gives the same numbers as the expanded heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,60 +15,62 @@ from torch import Tensor
 
 from qpass import ops
 from qpass.capture.pattern import rule
+from qpass.graph.rule import Rule
 
-_SIZES = {"b": 2, "kv": 3, "n": 5, "s": 7, "d": 11, "heads": 15}
+SIZES = {"b": 2, "kv": 3, "n": 5, "s": 7, "d": 11, "heads": 15}
 _Q, _KV, _MASK = (2, 15, 13, 11), (2, 3, 7, 11), (2, 1, 13, 7)
 
+Heads = Callable[[Tensor], Tensor]
 
-def _repeat(x: Tensor) -> Tensor:
+
+def expanded(x: Tensor) -> Tensor:
+    """Key/value heads repeated for the query heads of their group, as model code spells it."""
     return x[:, :, None].expand(2, 3, 5, 7, 11).reshape(2, 15, 7, 11)
 
 
-@rule(q=_Q, k=_KV, v=_KV, mask=_MASK, sizes=_SIZES)
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, _repeat(k), _repeat(v), attn_mask=mask, scale=scale)
+def as_is(x: Tensor) -> Tensor:
+    return x
 
 
-@grouped_attention.becomes
-def rule_grouped_attention(q: Any, k: Any, v: Any, mask: Any, scale: Any, **sizes: Any) -> Any:
-    return ops.attention(q, k, v, mask, False, scale)
+def _becomes(causal: bool) -> Callable[..., Any]:
+    def becomes(q: Any, k: Any, v: Any, mask: Any = None, scale: Any = None, **sizes: Any) -> Any:
+        return ops.attention(q, k, v, mask, causal, scale)
+
+    return becomes
 
 
-@rule(q=_Q, k=_Q, v=_Q, mask=(2, 1, 13, 13))
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+def _rules(name: str, heads: Heads, **options: bool) -> list[Rule]:
+    sizes = SIZES if heads is expanded else {}
+    kv = _KV if sizes or options else (2, 15, 7, 11)
+
+    def masked_scaled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), attn_mask=mask, scale=scale, **options)
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), attn_mask=mask, **options)
+
+    def causal_scaled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), is_causal=True, scale=scale, **options)
+
+    def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), is_causal=True, **options)
+
+    def full_scaled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), scale=scale, **options)
+
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, heads(k), heads(v), **options)
+
+    def one(function: Callable[..., Tensor]) -> Rule:
+        function.__name__ = f"{name}_{function.__name__}"
+        shapes = {"q": _Q, "k": kv, "v": kv, **({"mask": _MASK} if "_masked" in function.__name__ else {})}
+        return rule(sizes=sizes, **shapes)(function).becomes(_becomes("_causal" in function.__name__))
+
+    return [one(function) for function in (masked_scaled, masked, causal_scaled, causal, full_scaled, full)]
 
 
-@masked_attention.becomes
-def rule_masked_attention(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> Any:
-    return ops.attention(q, k, v, mask, False, scale)
-
-
-@rule(q=_Q, k=_Q, v=_Q, mask=(2, 1, 13, 13))
-def default_scale_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-@default_scale_attention.becomes
-def rule_default_scale_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
-    return ops.attention(q, k, v, mask)
-
-
-@rule(q=_Q, k=_Q, v=_Q)
-def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-@plain_attention.becomes
-def rule_plain_attention(q: Any, k: Any, v: Any) -> Any:
-    return ops.attention(q, k, v, None)
-
-
-@rule(q=_Q, k=_Q, v=_Q)
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-@causal_attention.becomes
-def rule_causal_attention(q: Any, k: Any, v: Any) -> Any:
-    return ops.attention(q, k, v, None, True)
+RULES = [
+    *_rules("attention_expanded", expanded),
+    *_rules("attention_gqa", as_is, enable_gqa=True),
+    *_rules("attention", as_is),
+]

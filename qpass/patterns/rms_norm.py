@@ -1,4 +1,4 @@
-"""RMSNorm written out, as in Llama, Qwen and Mistral.
+"""RMSNorm written out, rounded before the weight, as in Llama, Qwen and Mistral.
 
     y = w · (x32 · rsqrt(mean(x32², -1) + eps)).to(x.dtype)
 
@@ -9,6 +9,7 @@ Exact: the op's meaning is this same expression.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,18 @@ def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return w * h.to(x.dtype)
 
 
-@rms_norm.becomes
+def _promoted(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """T5: the input meets the float32 factor as it is, and type promotion makes the product float32."""
+    h = x * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + eps)
+    return w * h.to(x.dtype)
+
+
+def per_channel(bound: Mapping[str, Any]) -> str | None:
+    """A norm's weight is a vector; a product with anything else is not a norm's scale."""
+    rank = bound["w"].meta["val"].ndim
+    return None if rank == 1 else f"the weight {bound['w'].meta['name']} has {rank} dimensions, not one"
+
+
+@rms_norm.or_spelled(_promoted).becomes_where(per_channel)
 def rule_rms_norm(x: Any, w: Any, eps: Any) -> Any:
     return ops.rms_norm(x, w, eps)

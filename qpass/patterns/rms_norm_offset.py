@@ -16,15 +16,16 @@ from torch import Tensor
 
 from qpass import ops
 from qpass.capture.pattern import rule
+from qpass.patterns.rms_norm import per_channel
 
 
 @rule(x=(2, 3, 8), w=(8,))
-def offset_rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+def rms_norm_offset(x: Tensor, w: Tensor, eps: float) -> Tensor:
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
     return (h * (1.0 + w.to(torch.float32))).to(x.dtype)
 
 
-@offset_rms_norm.becomes
-def rule_offset_rms_norm(x: Any, w: Any, eps: Any) -> Any:
+@rms_norm_offset.becomes_where(per_channel)
+def rule_rms_norm_offset(x: Any, w: Any, eps: Any) -> Any:
     return ops.rms_norm(x, w, eps, 1.0, True)

@@ -88,6 +88,8 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"it belongs to user {folder.stat().st_uid}")
     except OSError as error:
         raise UnsupportedError(
             f"the folder for compiled kernels cannot be used ({error})",

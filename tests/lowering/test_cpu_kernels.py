@@ -113,16 +113,16 @@ def test_int8_row_does_not_depend_on_the_other_rows(isa, dtype):
 def test_int8_batch_dimensions_and_strides(isa):
     case = Int8Case(12, 40, 72)
     flat = case.run(torch.float32)
-    batch = case.run(
-        torch.float32, x=case.x.view(2, 3, 2, 72), x_scale=case.x_scale.view(2, 3, 2, 1), zero=case.zero.view(2, 3, 2, 1)
-    )
+    one = {"x_scale": case.x_scale.view(2, 3, 2, 1), "zero": case.zero.view(2, 3, 2, 1)}
+    batch = case.run(torch.float32, x=case.x.view(2, 3, 2, 72), **one)
     assert batch.shape == (2, 3, 2, 40) and torch.equal(batch.view(12, 40), flat)
     single = case.run(torch.float32, x=case.x[0], x_scale=case.x_scale[0], zero=case.zero[0])
     assert torch.equal(single, flat[0])
     strided = torch.stack((case.x, case.x), 2)[:, :, 0]
     assert not strided.is_contiguous() and torch.equal(case.run(torch.float32, x=strided), flat)
-    assert case.run(torch.bfloat16, x=case.x[:0].view(0, 4, 72), x_scale=torch.ones(0, 4, 1),
-                    zero=case.zero[:0].view(0, 4, 1)).shape == (0, 4, 40)
+    assert case.run(
+        torch.bfloat16, x=case.x[:0].view(0, 4, 72), x_scale=torch.ones(0, 4, 1), zero=case.zero[:0].view(0, 4, 1)
+    ).shape == (0, 4, 40)
 
 
 def int4_oracle(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> tuple[Tensor, ...]:
@@ -257,8 +257,12 @@ def test_one_compiled_graph_serves_every_m():
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for m in (2, 7, 40):
-        inputs = (torch.randn(m, 128), torch.randint(0, 256, (m, 128), dtype=torch.uint8), torch.rand(m, 1),
-                  torch.full((m, 1), 128, dtype=torch.int32))
+        inputs = (
+            torch.randn(m, 128),
+            torch.randint(0, 256, (m, 128), dtype=torch.uint8),
+            torch.rand(m, 1),
+            torch.full((m, 1), 128, dtype=torch.int32),
+        )
         assert all(torch.equal(a, b) for a, b in zip(compiled(*inputs), model(*inputs)))
     assert counter.frame_count == 1
 

@@ -53,9 +53,8 @@ def _planned(node: fx.Node) -> str | None:
 
 
 def _quantised(node: fx.Node) -> str | None:
-    if node.target is aten.linear.default and node.meta["plan"].scheme is not None:
-        if _is_param(node.args[1]):
-            return "a float linear that the plan gives a format"
+    if node.target is aten.linear.default and node.meta["plan"].scheme is not None and _is_param(node.args[1]):
+        return "a float linear that the plan gives a format"
     return _normal(node)
 
 

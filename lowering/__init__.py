@@ -1,7 +1,73 @@
-"""Lowerings: how each op of the dialect runs on a device. Installed as ``qpass.lowering``."""
+"""Lowerings: how each op of the dialect runs on a device. Installed as ``qpass.lowering``.
+
+A target is one folder or file here. It lists its kernels in order of preference, each with the cases it refuses and
+why; whatever no kernel claims is the op's own meaning, which the target's compiler sees as ATen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qpass.errors import UnsupportedError
+from qpass.formats import Scheme
+from qpass.graph.program import Derived, Program
 
 if __name__ != "qpass.lowering":
     raise ImportError(
         f"this folder was imported as {__name__!r}, which would register every kernel twice. "
         "Fix: install the project (pip install -e .) and import qpass.lowering."
     )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side."""
+
+    out_features: int
+    in_features: int
+    scheme: Scheme
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute a quantized linear.
+
+    Attributes:
+        name: printed in plans, for example ``cpu.int8_linear``.
+        rows: which path runs at how many rows, and what a reader should know of the numbers.
+        refuses: a case -> None if the kernel takes it, else the reason in words.
+        prepare: (names of codes, scale, zero; the program; the case) -> packed weights, by suffix.
+        call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
+            case; traced into the graph.
+    """
+
+    name: str
+    rows: str
+    refuses: Callable[[Case], str | None]
+    prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs."""
+
+    name: str
+    kernels: tuple[Kernel, ...]
+    build: Callable[[Program], torch.nn.Module]
+    device: str = "cpu"
+
+    def pick(self, case: Case) -> tuple[Kernel, list[str]]:
+        """The first kernel that takes ``case``, and why those before it did not."""
+        refusals: list[str] = []
+        for kernel in self.kernels:
+            reason = kernel.refuses(case)
+            if reason is None:
+                return kernel, refusals
+            refusals.append(f"{kernel.name}: {reason}")
+        raise UnsupportedError(f"target {self.name} has no kernel for {case.scheme}: {'; '.join(refusals)}")

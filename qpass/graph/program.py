@@ -6,6 +6,7 @@ pass copies the graph (nodes only, tensors are shared), edits the copy, and retu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,18 +106,52 @@ class Program:
         program = replace(self, graph=graph, **changes)
         return replace(program, params=_reachable(program))
 
-    def run(self, *inputs: Any) -> Any:
+    def run(self, *inputs: Any, params: Mapping[str, Tensor] | None = None) -> Any:
         """Interpret the graph on flat inputs, op by op, on whatever device they are. Returns the output tuple."""
-        return _Runner(self).run(*inputs)
+        return _Runner(self, params).run(*inputs)
 
 
 class _Runner(fx.Interpreter):
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, params: Mapping[str, Tensor] | None) -> None:
         super().__init__(torch.nn.Module(), graph=program.graph)
-        self.program = program
+        self.program, self.params = program, params
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
-        return self.program.tensor(target)
+        return self.program.tensor(target) if self.params is None else self.params[target]
+
+
+def materialise(program: Program, done: Callable[[str], None] | None = None) -> dict[str, Tensor]:
+    """The tensors that the graph reads, derived ones computed.
+
+    What several of them are derived from (the codes of a weight) is computed once and dropped after its last use, so
+    the peak is the result and one layer. ``done`` is called with each name.
+    """
+    uses: Counter[str] = Counter()
+    wanted = program.used_params()
+    pending = list(wanted)
+    while pending:
+        name = pending.pop()
+        uses[name] += 1
+        param = program.params[name]
+        if uses[name] == 1 and isinstance(param, Derived):
+            pending += param.sources
+    cache: dict[str, Tensor] = {}
+
+    def value(name: str) -> Tensor:
+        param = program.params[name]
+        if isinstance(param, Tensor):
+            return param
+        if name not in cache:
+            cache[name] = param.fn(*(value(source) for source in param.sources))
+        uses[name] -= 1
+        return cache[name] if uses[name] else cache.pop(name)
+
+    result: dict[str, Tensor] = {}
+    for name in wanted:
+        result[name] = value(name)
+        if done:
+            done(name)
+    return result
 
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

@@ -4,9 +4,33 @@ from qpass.ops.activation import activation, gated
 from qpass.ops.attention import attention, cache_update, eager_attention
 from qpass.ops.dialect import REGISTRY, Op
 from qpass.ops.norm import layer_norm, rms_norm
+from qpass.ops.quant import (
+    activation_quantize,
+    gated_quantize,
+    layer_norm_quantize,
+    linear,
+    quantize,
+    rms_norm_quantize,
+    weight_only_linear,
+)
 from qpass.ops.rope import rotary
 
 __all__ = [
-    "REGISTRY", "Op", "activation", "attention", "cache_update", "eager_attention", "gated", "layer_norm", "rms_norm",
+    "REGISTRY",
+    "Op",
+    "activation",
+    "activation_quantize",
+    "attention",
+    "cache_update",
+    "eager_attention",
+    "gated",
+    "gated_quantize",
+    "layer_norm",
+    "layer_norm_quantize",
+    "linear",
+    "quantize",
+    "rms_norm",
+    "rms_norm_quantize",
     "rotary",
-]  # fmt: skip
+    "weight_only_linear",
+]

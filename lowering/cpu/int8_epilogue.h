@@ -1,0 +1,38 @@
+// Shared by the AVX-512 and the AMX kernel so that one row gives the same bits whatever M it was computed with.
+#pragma once
+#include "simd.h"
+
+namespace qpass_cpu {
+
+struct Int8Epilogue {
+  Lanes lanes;
+  __m512 scale[2], bias[2];
+  __m512i sum[2];
+};
+
+QPASS_INLINE Int8Epilogue int8_epilogue(const Int8Args& a, int64_t block) {
+  Int8Epilogue e;
+  e.lanes = block_lanes(a.out.n, block);
+  for (int h = 0; h < 2; ++h) {
+    __mmask16 lanes = h ? e.lanes.hi : e.lanes.lo;
+    int64_t n = block * kBlockN + h * 16;
+    e.scale[h] = _mm512_maskz_loadu_ps(lanes, a.w_scale + n);
+    e.sum[h] = _mm512_maskz_loadu_epi32(lanes, a.w_sum + n);
+    e.bias[h] = a.bias ? _mm512_maskz_loadu_ps(lanes, a.bias + n) : _mm512_setzero_ps();
+  }
+  return e;
+}
+
+QPASS_INLINE __m512 int8_finish(const Int8Args& a, const Int8Epilogue& e, int64_t row, int h, __m512i acc) {
+  __m512i shift = _mm512_mullo_epi32(_mm512_set1_epi32(a.x_zero[row]), e.sum[h]);
+  __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift));
+  __m512 scale = _mm512_mul_ps(_mm512_set1_ps(a.x_scale[row]), e.scale[h]);
+  return _mm512_add_ps(_mm512_mul_ps(exact, scale), e.bias[h]);
+}
+
+QPASS_INLINE void int8_store(const Int8Args& a, const Int8Epilogue& e, int64_t row, int64_t block, __m512i lo,
+                             __m512i hi) {
+  store32(a.out, row, block, e.lanes, int8_finish(a, e, row, 0, lo), int8_finish(a, e, row, 1, hi));
+}
+
+}  // namespace qpass_cpu

@@ -1,0 +1,57 @@
+// Schemas of the operators, and the choice of instruction set.
+// Part of operators.cpp.
+#include <torch/library.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "ops_common.h"
+
+namespace qpass_cpu {
+namespace {
+
+Isa from_environment() {
+  const Isa best = detected_isa();
+  const char* name = std::getenv("QPASS_CPU_ISA");
+  if (!name || !*name) return best;
+  Isa asked = best;
+  if (!std::strcmp(name, "avx512")) asked = kIsaAvx512;
+  if (!std::strcmp(name, "avx512_bf16")) asked = kIsaAvx512Bf16;
+  return std::min(asked, best);
+}
+
+std::atomic<int>& level() {
+  static std::atomic<int> value{static_cast<int>(from_environment())};
+  return value;
+}
+
+int64_t set_isa(int64_t asked) {
+  TORCH_CHECK(asked >= 1 && asked <= detected_isa(), "qpass_cpu::set_isa: level must be 1 to ",
+              static_cast<int>(detected_isa()), " on this machine, got ", asked);
+  return level().exchange(static_cast<int>(asked));
+}
+
+int64_t get_isa() { return level().load(); }
+
+}  // namespace
+
+Isa current_isa() {
+  int isa = level().load(std::memory_order_relaxed);
+  TORCH_CHECK(isa != kIsaNone, "qpass_cpu: this CPU has no AVX-512 VNNI");
+  return static_cast<Isa>(isa);
+}
+
+TORCH_LIBRARY(qpass_cpu, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
+  m.def("int8_linear(Tensor x_codes, Tensor x_scale, Tensor x_zero, Tensor w_packed, Tensor w_scale, Tensor w_sum, "
+        "Tensor? bias, int out_features, ScalarType dtype) -> Tensor", tags);
+  m.def("int4_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? w_zero, Tensor? bias, int out_features, "
+        "int group_size, ScalarType dtype) -> Tensor", tags);
+  m.def("int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias, int out_features, "
+        "ScalarType dtype) -> Tensor", tags);
+  m.def("set_isa(int level) -> int", set_isa);
+  m.def("get_isa() -> int", get_isa);
+}
+
+}  // namespace qpass_cpu

@@ -1,0 +1,2 @@
+#define QPASS_NAME weight_panel_bf16
+#include "weight_panel.h"

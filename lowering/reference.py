@@ -1,0 +1,56 @@
+"""Target ``reference``: every op is its own meaning. Runs on any device, eagerly; the oracle of all other targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import qpass.lowering as lowering
+from qpass import ops
+from qpass.graph.program import Derived, Program, materialise
+from qpass.lowering import Case
+
+
+def _prepare(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    return {}
+
+
+def _call(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    codes, scale, zero = weights["codes"], weights["scale"], weights.get("zero")
+    if case.scheme.input is None:
+        return ops.weight_only_linear(inputs[0], codes, scale, zero, bias, str(case.scheme.weight))
+    formats = str(case.scheme.input), str(case.scheme.weight)
+    return ops.linear(*inputs, codes, scale, zero, bias, *formats, case.dtype)
+
+
+DEQUANTIZE = lowering.Kernel(
+    name="reference.dequantize",
+    rows="any number of rows: dequantize, then a float linear; no speed or memory is gained while it runs",
+    refuses=lambda case: None,
+    prepare=_prepare,
+    call=_call,
+)
+
+
+class Interpreted(torch.nn.Module):
+    """A program run op by op. Flat tensors in, flat tuple out; weights are buffers."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+        self._names = {}
+        for number, (name, tensor) in enumerate(materialise(program).items()):
+            self._names[name] = f"param_{number}"
+            self.register_buffer(f"param_{number}", tensor)
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """Run the graph."""
+        params = {name: getattr(self, attribute) for name, attribute in self._names.items()}
+        with torch.no_grad():
+            return tuple(self._program.run(*inputs, params=params))
+
+
+target = lowering.Target("reference", (DEQUANTIZE,), Interpreted, device="any")

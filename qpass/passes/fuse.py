@@ -1,0 +1,118 @@
+"""QUANTISED -> FUSED: quantize and dequantize fold into single ops that carry their format.
+
+before   %codes = quantize_affine(...); %x_q = dequantize_affine(...); %q = linear(%x_q, %w_q)
+after    %x.codes, ... = qpass.rms_norm_quantize(...); %q = qpass.linear(%codes, %scale, %zero, w.codes, ...)
+
+The spelling is the one that ``quantise`` wrote, so each fusion is one adjacency.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from qpass import ops
+from qpass.fusions import PRODUCERS
+from qpass.graph.program import Change, Program, copy_graph
+from qpass.graph.rewrite import infer
+from qpass.graph.values import assign_names, op_name
+from qpass.numerics import affine
+
+aten = torch.ops.aten
+
+
+def fuse(program: Program) -> Program:
+    """Fold every quantize-dequantize pair; report each quantize that could not join its producer."""
+    graph, _ = copy_graph(program.graph)
+    changes: list[Change] = []
+    for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
+        _fuse_linear(graph, node)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is ops.quantize:
+            changes.append(_fuse_producer(graph, node))
+    graph.eliminate_dead_code()
+    assign_names(graph)
+    return program.with_graph(graph, stage="FUSED", log=program.log + tuple(changes))
+
+
+def _fuse_linear(graph: fx.Graph, node: fx.Node) -> None:
+    scheme = node.meta["plan"].scheme
+    x, weight, *rest = node.args
+    bias = rest[0] if rest else None
+    codes, scale, zero = _weight_parts(weight)
+    with graph.inserting_before(node):
+        if scheme.input is None:
+            args: tuple[Any, ...] = (x, codes, scale, zero, bias, str(scheme.weight))
+            fused = graph.call_function(ops.weight_only_linear, args)
+        else:
+            parts = _input_parts(graph, x, str(scheme.input))
+            formats = str(scheme.input), str(scheme.weight), node.meta["val"].dtype
+            fused = graph.call_function(ops.linear, (*parts, codes, scale, zero, bias, *formats))
+    fused.meta = {**node.meta, "rule": "fuse/linear"}
+    node.replace_all_uses_with(fused)
+    graph.erase_node(node)
+
+
+def _weight_parts(weight: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """Codes, scale and zero point behind ``slice(dequantize(pad(codes)))``; slice and pad where a group is short."""
+    if weight.target is aten.slice.Tensor:
+        weight = weight.args[0]
+    assert weight.target is affine.DEQUANTIZE
+    codes, _, scale, zero = weight.args[:4]
+    if codes.target is aten.constant_pad_nd.default:
+        codes = codes.args[0]
+    return codes, scale, zero
+
+
+def _input_parts(graph: fx.Graph, dequantized: fx.Node, fmt: str) -> list[fx.Node]:
+    """The three results of one ``qpass.quantize``, made in place of the primitives on first use."""
+    if "fused" in dequantized.meta:
+        parts: list[fx.Node] = dequantized.meta["fused"]
+        return parts
+    codes, _, scale, zero = dequantized.args[:4]
+    x = codes.args[0]
+    if x.target is aten._to_copy.default and x.meta.get("rule") == "quantise":
+        x = x.args[0]
+    with graph.inserting_before(codes):
+        call = graph.call_function(ops.quantize, (x, fmt))
+        parts = [graph.call_function(operator.getitem, (call, index)) for index in range(3)]
+    call.meta = {"val": tuple(old.meta["val"] for old in (codes, scale, zero)), "rule": "fuse/quantize",
+                 "scopes": codes.meta["scopes"], "name": f"{x.meta['name']}.quantized"}
+    for part, old in zip(parts, (codes, scale, zero)):
+        part.meta = {**old.meta, "rule": "fuse/quantize"}
+        old.meta["name"] += ".unfused"
+    dequantized.meta["fused"] = parts
+    return parts
+
+
+def _fuse_producer(graph: fx.Graph, node: fx.Node) -> Change:
+    """``quantize(norm(x))`` -> ``norm_quantize(x)`` where nothing else reads the norm."""
+    producer, fmt = node.args
+    name = node.meta["name"]
+    fused_op = PRODUCERS.get(producer.target)
+    if fused_op is None:
+        made_by = op_name(producer.target) if producer.op == "call_function" else "an input"
+        return Change("fuse/quantize", name, f"stands alone: it reads {made_by}, which no fusion joins")
+    if len(producer.users) > 1:
+        others = sorted({op_name(user.target) for user in producer.users if user is not node})
+        return Change("fuse/quantize", name, f"stands alone: {producer.meta['name']} is also read by {', '.join(others)}")
+    with graph.inserting_before(node):
+        fused = graph.call_function(fused_op, (*_all_args(producer), fmt))
+    fused.meta = {**node.meta, "rule": f"fuse/{op_name(fused_op).split('.')[-1]}"}
+    node.replace_all_uses_with(fused)
+    graph.erase_node(node)
+    if "val" not in fused.meta:
+        infer(fused)
+    return Change("fuse/quantize", name, f"joined {op_name(producer.target)}")
+
+
+def _all_args(node: fx.Node) -> list[Any]:
+    """Arguments with the schema's defaults written out."""
+    args = list(node.args)
+    for argument in node.target._schema.arguments[len(args):]:
+        args.append(node.kwargs.get(argument.name, argument.default_value))
+    return args

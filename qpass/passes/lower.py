@@ -1,0 +1,106 @@
+"""FUSED -> LOWERED: each quantized linear becomes its kernel's call, every other dialect op its meaning in ATen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from qpass import ops
+from qpass.capture.template import Template, trace
+from qpass.graph.program import Derived, Param, Program, copy_graph
+from qpass.graph.values import assign_names, op_name
+from qpass.lowering import Case, Kernel
+
+
+def lower(program: Program) -> Program:
+    """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied."""
+    graph, _ = copy_graph(program.graph)
+    params: dict[str, Param] = dict(program.params)
+    history = dict(program.history)
+    templates: dict[Any, Template] = {}
+    for node in list(graph.nodes):
+        if node.target in (ops.linear, ops.weight_only_linear):
+            added = _kernel(graph, node, program, templates)
+            params.update(added)
+            history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
+        elif node.op == "call_function" and op_name(node.target).startswith("qpass."):
+            _inline(graph, node, templates, node.target, ops.REGISTRY[op_name(node.target)[6:]].meaning, node.args)
+    _inline_nested(graph, templates)
+    graph.eliminate_dead_code()
+    assign_names(graph)
+    return program.with_graph(graph, params=params, history=history, stage="LOWERED")
+
+
+def _inline_nested(graph: fx.Graph, templates: dict[Any, Template]) -> None:
+    """Meanings may be written in other ops of the dialect; inline until none is left."""
+    while left := [node for node in graph.nodes if op_name(node.target).startswith("qpass.") and node.op == "call_function"]:
+        for node in left:
+            _inline(graph, node, templates, node.target, ops.REGISTRY[op_name(node.target)[6:]].meaning, node.args)
+
+
+def _kernel(graph: fx.Graph, node: fx.Node, program: Program, templates: dict[Any, Template]) -> dict[str, Derived]:
+    """Replace a quantized linear by its kernel's call; return the packed weights it needs."""
+    choice = node.meta["plan"]
+    kernel: Kernel = choice.kernel
+    count = 1 if node.target is ops.weight_only_linear else 3
+    inputs, (codes, scale, zero, bias) = node.args[:count], node.args[count : count + 4]
+    case = Case(*choice.shape, choice.scheme, node.meta["val"].dtype)
+    parts = {key: part for key, part in (("codes", codes), ("scale", scale), ("zero", zero)) if part is not None}
+    packed = kernel.prepare({key: part.target for key, part in parts.items()}, program, case)
+    base = str(codes.target).removesuffix(".codes")
+    weights = {key: _packed(graph, node, f"{base}.{key}", param) for key, param in packed.items()} or parts
+    keys = list(weights)
+
+    def call(*values: Any) -> Any:
+        *tensors, bias_value = values
+        return kernel.call(tuple(tensors[:count]), dict(zip(keys, tensors[count:])), bias_value, case)
+
+    _inline(graph, node, templates, (kernel.name, case, tuple(keys)), call, (*inputs, *weights.values(), bias))
+    return {f"{base}.{key}": param for key, param in packed.items()}
+
+
+def _packed(graph: fx.Graph, node: fx.Node, name: str, param: Derived) -> fx.Node:
+    with graph.inserting_before(node):
+        made = graph.create_node("get_attr", name)
+    value = node.meta["val"]
+    with value.fake_mode:
+        made.meta.update(name=name, val=torch.empty(param.like.shape, dtype=param.like.dtype, device=value.device))
+    return made
+
+
+def _inline(graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any) -> None:
+    """Put what ``fn`` does in place of ``node``; equal keys and types share one trace."""
+    full = (key, _types(args))
+    if full not in templates:
+        templates[full] = trace(fn, args)
+    results = templates[full].copy_into(graph, node, args)
+    if len(results) == 1 and isinstance(node.meta["val"], torch.Tensor):
+        _take_name(results[0], node)
+        results[0].meta.update({key: node.meta[key] for key in ("plan",) if key in node.meta})
+        node.replace_all_uses_with(results[0])
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            _take_name(results[user.args[1]], user)
+            graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _take_name(new: fx.Node, old: fx.Node) -> None:
+    if new.op == "call_function" and "name" in old.meta:
+        new.meta["name"] = old.meta.pop("name")
+
+
+def _types(args: Any) -> str:
+    """The types and literals of arguments, as a key."""
+    return repr([_type(arg) for arg in args])
+
+
+def _type(arg: Any) -> Any:
+    if isinstance(arg, fx.Node):
+        value = arg.meta["val"]
+        return (value.dtype, [str(size) for size in value.shape], [str(step) for step in value.stride()])
+    return arg

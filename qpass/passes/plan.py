@@ -1,0 +1,238 @@
+"""RAISED -> PLANNED: every linear gets a scheme and a kernel, or a reason to stay in float."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from qpass.errors import RecipeError
+from qpass.formats import Scheme, nearest
+from qpass.graph.program import Program, copy_graph
+from qpass.graph.values import op_name, scopes
+from qpass.lowering import Case, Kernel, Target
+from qpass.recipe import Line, Recipe
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the plan decided for one linear. ``scheme`` None: it stays in float, for ``reason``."""
+
+    weight: str
+    shape: tuple[int, int]
+    scheme: Scheme | None
+    kernel: Kernel | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    bytes_before: int = 0
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the weight, its scales and zero points, without padding."""
+        return self.scheme.weight.weight_bytes(*self.shape) if self.scheme else self.bytes_before
+
+    def __str__(self) -> str:
+        return f"{self.scheme} -> {self.kernel.name}" if self.scheme and self.kernel else f"keep: {self.reason}"
+
+
+def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
+    """The program with a ``Choice`` on every linear.
+
+    Raises:
+        RecipeError: a line that matches nothing; groups wider than a weight (all offenders are listed).
+    """
+    graph, _ = copy_graph(program.graph)
+    linears = [node for node in graph.nodes if node.target is aten.linear.default]
+    _check_lines(recipe, linears)
+    _check_groups(recipe, linears)
+    for node in linears:
+        node.meta["plan"] = _choose(node, recipe, target)
+    return program.with_graph(graph, stage="PLANNED")
+
+
+def names(node: fx.Node) -> list[str]:
+    """The names a recipe may call a linear by: its parameter, and the module that uses it (they differ when tied)."""
+    weight = node.args[1]
+    found = [str(weight.target)] if isinstance(weight, fx.Node) and weight.op == "get_attr" else []
+    found += [f"{re.sub('@[0-9]+', '', scopes(node)[-1])}.weight"] if scopes(node) else []
+    return list(dict.fromkeys(found))
+
+
+def _line(node: fx.Node, recipe: Recipe) -> Line | None:
+    return next((line for line in recipe.lines if line.matches(names(node))), None)
+
+
+def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
+    weight, line = node.args[1], _line(node, recipe)
+    assert isinstance(weight, fx.Node)
+    value = weight.meta["val"]
+    width = value.numel() * value.element_size() if isinstance(value.numel(), int) else 0
+    choice = Choice(str(weight.meta["name"]), tuple(value.shape), None, bytes_before=width)
+    if line is None:
+        return replace(choice, reason="no line of the recipe matches it")
+    if line.scheme is None:
+        return replace(choice, reason=f"the recipe says so ({line.glob})")
+    if weight.op != "get_attr":
+        return replace(choice, reason=f"its weight is computed by {op_name(weight.target)}, not a parameter")
+    others = sorted({op_name(user.target) for user in weight.users if user.target is not aten.linear.default})
+    if others and line.glob == "*":
+        reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
+        return replace(choice, reason=reason)
+    case = case_of(node, line.scheme)
+    kernel, refusals = target.pick(case)
+    return replace(choice, scheme=line.scheme, kernel=kernel, notes=(*_notes(case), *refusals))
+
+
+def case_of(node: fx.Node, scheme: Scheme) -> Case:
+    """The kernel request of a linear."""
+    rows, width = node.args[1].meta["val"].shape
+    return Case(rows, width, scheme, node.meta["val"].dtype)
+
+
+def _notes(case: Case) -> list[str]:
+    fmt = case.scheme.weight
+    short = case.in_features % fmt.group if fmt.group else 0
+    return [f"the last of {fmt.groups(case.in_features)} groups has {short} of {fmt.group} values"] if short else []
+
+
+def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
+    used = {line for node in linears if (line := _line(node, recipe))}
+    every = list(dict.fromkeys(name for node in linears for name in names(node)))
+    for line in recipe.lines:
+        if line in used:
+            continue
+        if any(line.matches(names(node)) for node in linears):
+            raise RecipeError(f"the line {line.glob!r} is never reached: lines above it match all it matches",
+                              where=f"recipe {recipe.name}", fix="move it up or remove it")
+        if not every:
+            raise RecipeError("the model has no linear", where=f"recipe {recipe.name}", fix="check the model")
+        close = nearest(line.glob.replace("*", ""), every) or f"name one of {', '.join(every[:3])}, ..."
+        raise RecipeError(f"the line {line.glob!r} matches no linear", where=f"recipe {recipe.name}", fix=close)
+
+
+def _check_groups(recipe: Recipe, linears: list[fx.Node]) -> None:
+    wide = []
+    for node in linears:
+        line = _line(node, recipe)
+        if line and line.scheme and line.scheme.weight.group > node.args[1].meta["val"].shape[1]:
+            wide.append(f"{names(node)[0]} ({node.args[1].meta['val'].shape[1]} inputs)")
+    if wide:
+        raise RecipeError(f"a group of {line_group(recipe)} is wider than {len(wide)} weights: {', '.join(wide[:4])}",
+                          where=f"recipe {recipe.name}", fix="use a smaller group, or w8a16 for these linears")
+
+
+def line_group(recipe: Recipe) -> int:
+    """The widest group of a recipe."""
+    return max(line.scheme.weight.group for line in recipe.lines if line.scheme)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would do to a model. ``str()`` is the table that ``qpass.plan`` prints."""
+
+    recipe: str
+    target: str
+    choices: tuple[tuple[str, Choice], ...]
+    unseen: tuple[tuple[str, str], ...]
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        lines = [f"plan: recipe {self.recipe} on target {self.target}"]
+        rows = [(name, _shape(choice), str(choice.scheme or "keep"),
+                 choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
+        lines += _table(("linear", "shape", "format", "kernel, or why not"), _fold_rows(rows))
+        notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
+        lines += [f"note: {note}" for note in notes]
+        kernels = {choice.kernel.name: choice.kernel.rows for _, choice in self.choices if choice.kernel}
+        lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
+        lines += [f"keep {name}: {why}" for name, why in self.unseen]
+        count = sum(choice.scheme is not None for _, choice in self.choices)
+        lines.append(f"{count} of {len(self.choices)} linears quantized; weights {_mib(self.bytes_before)} -> "
+                     f"{_mib(self.bytes_after)} ({self.bytes_before / max(self.bytes_after, 1):.2f}x smaller)")
+        return "\n".join(lines)
+
+
+def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
+    """The plan of a PLANNED program."""
+    choices = tuple((names(node)[-1].removesuffix(".weight") if names(node) else node.meta["name"], node.meta["plan"])
+                    for node in program.graph.nodes if node.target is aten.linear.default)
+    before = sum(_bytes(program.like(name)) for name in program.used_params())
+    return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program))
+
+
+def _saved(program: Program) -> int:
+    """Change in bytes: a weight that something else still reads in float stays beside its quantized copy."""
+    change, seen = 0, set()
+    for node in program.graph.nodes:
+        choice = node.meta.get("plan")
+        if choice is None or choice.scheme is None or (choice.weight, choice.scheme) in seen:
+            continue
+        seen.add((choice.weight, choice.scheme))
+        change += choice.bytes_after
+        if all(getattr(user.meta.get("plan"), "scheme", None) for user in node.args[1].users):
+            change -= choice.bytes_before
+    return change
+
+
+def _unseen(program: Program) -> tuple[tuple[str, str], ...]:
+    """Large parameters that no linear or embedding reads, and the op that does."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op != "get_attr" or node.meta["val"].dim() < 2 or not node.meta["val"].is_floating_point():
+            continue
+        ops = {op_name(user.target) for user in node.users} - {"linear", "embedding"}
+        if ops and node.meta["val"].numel() >= 1024 and not any("plan" in user.meta for user in node.users):
+            found.append((node.target, f"read by {', '.join(sorted(ops))}, which has no quantized form yet"))
+    return tuple(found)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB"
+
+
+def _shape(choice: Choice) -> str:
+    return "x".join(str(size) for size in choice.shape)
+
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def _fold_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows that differ only in the layer's number print once, as ``layers.0-5``."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for name, *rest in rows:
+        match = _LAYER.search(name)
+        groups.setdefault((_LAYER.sub(".*.", name, count=1), *rest), []).append(int(match[1]) if match else 0)
+    return [(name.replace(".*.", f".{spans(numbers)}."), *rest) for (name, *rest), numbers in groups.items()]
+
+
+def spans(numbers: list[int]) -> str:
+    """``0-3,7`` for 0, 1, 2, 3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _fold_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
+    rows = _fold_rows([(name, note) for name, note in notes])
+    return [f"{name}: {note}" for name, note in rows]
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> list[str]:
+    widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows]]

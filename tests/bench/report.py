@@ -1,0 +1,112 @@
+"""Keeps the raw numbers in ``docs/benchmarks/cpu.json`` and makes the tables of ``docs/benchmarks/cpu.md``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS
+
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+PAGE = """# Speed and memory on a CPU
+
+Made by `python -m tests.bench.cpu`; raw samples are in `cpu.json`. Do not edit.
+
+Each cell is tokens per second (median) and, in brackets, how many times the speed of **{baseline}**, eager PyTorch in
+bfloat16, measured in the same rounds in the same process: the ratio is the median over the rounds, and it is the
+number to compare across rows. Where several set-ups do the same arithmetic, **bold** marks the best for a workload,
+and that one is the peer.
+
+- decode: one token a step, after 128 tokens of context on average, batch 1 and 8. Only the forward calls are timed.
+- prefill: 512 tokens into an empty cache, one row of logits kept.
+- Peers are compiled with static shapes, once for each workload; for decode they have a static KV cache, which was
+  faster for them than a growing one.
+- Weights: parameters and buffers of the module. What Inductor repacks when it freezes comes on top, see "run memory":
+  memory added at the peak of compiling and running the first workload.
+- compile: seconds until the first result for the decode step at batch 1, less the time of a warm step.
+- torchao and qpass leave a head alone that shares its weight with the embedding; the small model has such a head, the
+  others do not. 4 bits: groups of {groups}.
+"""
+
+
+def save(model: str, records: list[dict], *, threads: int) -> None:
+    """Put the records of one run into the JSON file, in place of older ones for the same variant and workload."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / "cpu.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    table = kept.setdefault(model, {})
+    machine = describe_machine(threads)
+    for record in records:
+        table[f"{record['variant']} {record['workload']}"] = record | {"machine": machine}
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    (FOLDER / "cpu.md").write_text(page(kept))
+
+
+def describe_machine(threads: int) -> dict[str, str]:
+    """What the numbers depend on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [f for f in fields.get("flags", "").split() if f.startswith(("amx", "avx512f", "avx_vnni"))]
+    flags += [f for f in fields.get("flags", "").split() if f in ("avx2", "avx512_vnni", "avx512_bf16", "avx512_fp16")]
+    return {
+        "cpu": fields.get("model name", platform.processor()),
+        "flags": " ".join(sorted(flags)),
+        "threads": str(threads),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchao", "transformers")},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def page(kept: dict) -> str:
+    groups = ", ".join(f"{size.group} ({name})" for name, size in SIZES.items())
+    parts = [PAGE.format(baseline=BASELINE, groups=groups)]
+    parts += [_section(name, kept[name]) for name in SIZES if name in kept]
+    return "\n".join(parts)
+
+
+def _section(model: str, table: dict) -> str:
+    machines = sorted({tuple(sorted(r["machine"].items())) for r in table.values()})
+    loads = [r["load"] for r in table.values()]
+    lines = [f"## {model}", "", _describe(model), ""]
+    lines += [f"- {', '.join(f'{k} {v}' for k, v in machine)}" for machine in machines]
+    lines += [f"- load average while it ran: {min(loads):.1f} to {max(loads):.1f}; more than the threads is other work"]
+    heads = ["variant", *(w.name for w in WORKLOADS), "weights, MiB", "run memory, MiB", "compile, s"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    best = _best(table)
+    lines += [_row(name, table, best) for name in VARIANTS if any(f"{name} {w.name}" in table for w in WORKLOADS)]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(model: str) -> str:
+    config = SIZES[model].config
+    if config is None:
+        return "The Llama that qpass ships: hidden 256, 6 layers, trained weights."
+    return "A Llama of random weights: " + ", ".join(f"{k} {v}" for k, v in config.items()) + "."
+
+
+def _best(table: dict) -> set[str]:
+    """Keys of the fastest set-up of each family and workload."""
+    best: dict[tuple[str, str], dict] = {}
+    for record in table.values():
+        place = (VARIANTS[record["variant"]].family, record["workload"])
+        if place not in best or record["ratio"] > best[place]["ratio"]:
+            best[place] = record
+    return {f"{r['variant']} {r['workload']}" for r in best.values()}
+
+
+def _row(name: str, table: dict, best: set[str]) -> str:
+    keys = [f"{name} {w.name}" for w in WORKLOADS]
+    cells = [_cell(table[key], key in best) if key in table else "" for key in keys]
+    record = next(table[key] for key in keys if key in table)
+    memory = [f"{record[k] / 2**20:.0f}" for k in ("weight_bytes", "run_peak_bytes")]
+    return "| " + " | ".join([name, *cells, *memory, f"{record['compile_s']:.1f}"]) + " |"
+
+
+def _cell(record: dict, best: bool) -> str:
+    text = f"{record['tokens_per_s']:,.{1 if record['tokens_per_s'] < 100 else 0}f} ({record['ratio']:.2f}x)"
+    return f"**{text}**" if best else text

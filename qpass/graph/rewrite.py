@@ -69,11 +69,12 @@ def as_proxies(graph: fx.Graph, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: fx.Node) -> fx.Node:
-    """Append what ``build`` makes before ``before``, with the scopes of ``like`` and types where they follow."""
+    """Append what ``build`` makes before ``before``, with the scopes of ``like``; its result has the type of ``like``."""
     last = before.prev
     with graph.inserting_before(before):
         built = build()
         result: fx.Node = built.node if isinstance(built, fx.Proxy) else built
+    result.meta.setdefault("val", like.meta["val"])  # known, and running an op on symbolic shapes costs milliseconds
     node = last.next
     while node is not before:
         node.meta.setdefault("scopes", like.meta.get("scopes", ()))

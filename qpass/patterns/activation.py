@@ -47,5 +47,6 @@ def _fast_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
 
 
-RULES = [_rule(kind, function) for kind, function in KINDS.items() if kind != "gelu_tanh"]
+# relu_squared comes before relu, which is a part of it.
+RULES = [_rule(kind, function) for kind, function in reversed(KINDS.items()) if kind != "gelu_tanh"]
 RULES.append(_rule("gelu_tanh", KINDS["gelu_tanh"], _new_gelu, _fast_gelu))

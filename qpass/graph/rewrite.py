@@ -11,14 +11,17 @@ from torch import fx
 from qpass.graph.match import Match, Mismatch, match
 from qpass.graph.program import Change, Program, copy_graph
 from qpass.graph.rule import Rule
-from qpass.graph.values import assign_names
+from qpass.graph.values import assign_names, op_name
 
 
 def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
     """Apply every rule at every node, in rule order, consumers first. Returns a new program with a log line each."""
     graph, _ = copy_graph(program.graph)
     changes: list[Change] = []
+    present = {op_name(node.target) for node in graph.nodes if node.op == "call_function"}
     for rule in rules:
+        if present.isdisjoint(rule.anchors):
+            continue
         patterns = rule.patterns()
         roots = {pattern.root.target for pattern in patterns}
         for node in reversed(list(graph.nodes)):

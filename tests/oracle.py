@@ -44,13 +44,13 @@ def _group(w: Tensor) -> Tensor:
 
 
 def _rows_symmetric(x: Tensor) -> Tensor:
-    scale = x.float().abs().amax(-1, keepdim=True) / 127
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
     return (torch.round(x.float() * (1 / scale)).clamp(-127, 127) * scale).to(x.dtype)
 
 
 def _rows_asymmetric(x: Tensor) -> Tensor:
     low, high = x.float().amin(-1, keepdim=True).clamp(max=0), x.float().amax(-1, keepdim=True).clamp(min=0)
-    scale = (high - low) / 255
+    scale = ((high - low) / 255).clamp(min=1e-12)  # rows of zeros
     zero = torch.round(-low / scale)
     codes = torch.clamp(torch.round(x.float() * (1 / scale)) + zero, 0, 255)
     return ((codes - zero) * scale).to(x.dtype)

@@ -84,9 +84,25 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if others and line.glob == "*":
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
         return replace(choice, reason=reason)
+    if line.glob == "*" and _chooses(node):
+        return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
     case = case_of(node, line.scheme)
     kernel, refusals = target.pick(case)
     return replace(choice, scheme=line.scheme, kernel=kernel, notes=(*_notes(case), *refusals))
+
+
+def _chooses(node: fx.Node) -> bool:
+    """Whether a linear's result is ranked (``topk``), as a router's is, within a few elementwise steps."""
+    front = [node]
+    for _ in range(6):
+        front = [user for value in front for user in value.users if user.op == "call_function"]
+        if any(op_name(user.target) in ("topk", "argmax", "sort") for user in front):
+            return True
+        front = [user for user in front if op_name(user.target) in _RANKED]
+    return False
+
+
+_RANKED = frozenset({"softmax", "_softmax", "sigmoid", "_to_copy", "add", "mul", "reshape"})
 
 
 def case_of(node: fx.Node, scheme: Scheme) -> Case:

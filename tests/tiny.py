@@ -123,8 +123,9 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), dim=-1)[None, None]
         causal = position[None, :] <= position[:, None]
         mask = torch.where(causal, 0.0, float("-inf")).to(x.dtype)[None, None]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for layer in self.layers:
-            x = layer(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype), mask)
+            x = layer(x, cos, sin, mask)
         return self.head(self.norm(x))
 
 

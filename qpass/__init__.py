@@ -1,1 +1,34 @@
 """qpass: a PyTorch 2 compiler pass for transformer quantization."""
+
+from qpass.errors import (
+    CaptureError,
+    InputError,
+    NumericsError,
+    OutputError,
+    QPassError,
+    RecipeError,
+    UnsupportedError,
+    VerifyError,
+)
+from qpass.graph.show import as_python, show
+from qpass.pipeline import capture, compile, plan, trace
+from qpass.recipe import Recipe
+
+__version__ = "0.1.0"
+__all__ = [
+    "CaptureError",
+    "InputError",
+    "NumericsError",
+    "OutputError",
+    "QPassError",
+    "Recipe",
+    "RecipeError",
+    "UnsupportedError",
+    "VerifyError",
+    "as_python",
+    "capture",
+    "compile",
+    "plan",
+    "show",
+    "trace",
+]

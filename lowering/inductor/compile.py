@@ -31,8 +31,10 @@ class Compiled(torch.nn.Module):
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         """Run the artifact. Tensors as the program's placeholders; dynamic sizes may differ from call to call."""
         weights = [self._buffers[attribute] for attribute in self._attributes]
+        # compiled for dense inputs; an expanded or transposed one is made dense
+        dense = [value.contiguous() if isinstance(value, Tensor) else value for value in inputs]
         with torch.no_grad():
-            return tuple(self._artifact(*weights, *inputs))
+            return tuple(self._artifact(*weights, *dense))
 
 
 def _compile(program: Program) -> Any:

@@ -20,6 +20,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 from qpass.graph.rule import Rule
 from qpass.ops.activation import KINDS
+from qpass.patterns.gated import ANCHORS
 
 
 def _rule(kind: str, *functions: Callable[[Tensor], Tensor]) -> Rule:
@@ -33,7 +34,7 @@ def _rule(kind: str, *functions: Callable[[Tensor], Tensor]) -> Rule:
         activation.__name__ = kind
         return activation
 
-    unset = rule(x=(2, 3, 8))(spelled(functions[0]))
+    unset = rule(*ANCHORS[kind], x=(2, 3, 8))(spelled(functions[0]))
     for function in functions[1:]:
         unset.or_spelled(spelled(function))
     return unset.becomes(becomes)

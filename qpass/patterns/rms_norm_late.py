@@ -27,7 +27,7 @@ def _normed(x: Tensor, eps: float) -> Tensor:
     return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
 
 
-@rule(x=(2, 3, 97), w=(97,))
+@rule("rsqrt", x=(2, 3, 97), w=(97,))
 def rms_norm_late(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (w * _normed(x, eps)).to(x.dtype)
 
@@ -47,7 +47,7 @@ def rule_rms_norm_late(x: Any, w: Any, eps: Any) -> Any:
     return ops.rms_norm(x, w, eps, 0.0, True)
 
 
-@rule(x=(2, 3, 97), w=(97,), sizes={"width": 97})
+@rule("rms_norm", x=(2, 3, 97), w=(97,), sizes={"width": 97})
 def rms_norm_aten(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (97,), w, eps)
 

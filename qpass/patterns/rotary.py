@@ -19,7 +19,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 
 
-@rule(x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22), sizes={"half": 11})
+@rule("neg", x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22), sizes={"half": 11})
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.cat((-x[..., 11:], x[..., :11]), dim=-1)
     return (x * cos) + (turned * sin)
@@ -35,7 +35,7 @@ def rule_rotary(x: Any, cos: Any, sin: Any, half: Any) -> Any:
     return ops.rotary(x, cos, sin)
 
 
-@rule(x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22))
+@rule("neg", x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22))
 def rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     return (x * cos) + (turned * sin)

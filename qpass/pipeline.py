@@ -1,0 +1,169 @@
+"""Read this first: the stages of qpass, in order, and nothing else.
+
+    nn.Module ─capture─▶ CAPTURED ─normalise─▶ NORMAL ─raise─▶ RAISED ─plan─▶ PLANNED ─▶ SOLVED
+    SOLVED ─quantise─▶ QUANTISED ─fuse─▶ FUSED ─lower(target)─▶ LOWERED ─build─▶ runnable nn.Module
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qpass.capture.export import export_model
+from qpass.capture.interface import rebuild
+from qpass.capture.normalise import normalise
+from qpass.capture.program import from_export
+from qpass.errors import InputError
+from qpass.formats import nearest
+from qpass.graph.program import Program
+from qpass.lowering import Target
+from qpass.passes.fuse import fuse
+from qpass.passes.lower import lower
+from qpass.passes.plan import Plan, plan_program, summarise
+from qpass.passes.quantise import quantise
+from qpass.passes.raise_ops import raise_ops
+from qpass.recipe import Recipe
+from qpass.stages import check
+
+RecipeLike = Recipe | str | Path | Mapping[str, Any]
+TARGETS = {"cpu": "qpass.lowering.cpu.target", "reference": "qpass.lowering.reference"}
+
+Pass = tuple[str, Callable[[Program], Program]]
+
+
+def passes(recipe: Recipe, target: Target) -> list[Pass]:
+    """The pipeline: what turns a CAPTURED program into a LOWERED one, by the stage each pass reaches."""
+    return [
+        ("NORMAL", normalise),
+        ("RAISED", raise_ops),
+        ("PLANNED", partial(plan_program, recipe=recipe, target=target)),
+        ("SOLVED", solve),
+        ("QUANTISED", quantise),
+        ("FUSED", fuse),
+        ("LOWERED", lower),
+    ]
+
+
+def solve(program: Program) -> Program:
+    """The methods of the recipe, each on what the one before it left. Round to nearest needs none."""
+    return replace(program, stage="SOLVED")
+
+
+@dataclass
+class Trace:
+    """Every stage of one run: programs by stage, seconds by step, and the plan.
+
+    Attributes:
+        stages: stage name -> program, in order.
+        seconds: step (``export``, each stage, ``build``) -> wall seconds.
+        plan: what the recipe did to each linear.
+    """
+
+    stages: dict[str, Program] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    def __getitem__(self, stage: str) -> Program:
+        return self.stages[stage]
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, dynamic_shapes: Any = None
+) -> Program:
+    """The CAPTURED program of a model. Arguments as in ``compile``."""
+    captured = export_model(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    return from_export(captured.exported, prefix=captured.prefix, dims=captured.dims, call=captured.call)
+
+
+def run(program: Program, recipe: Recipe, target: Target, *, until: str = "LOWERED", progress: Any = None) -> Trace:
+    """Run the passes on a CAPTURED program up to stage ``until``; every graph is checked against its stage."""
+    trace = Trace({"CAPTURED": program})
+    for stage, step in passes(recipe, target):
+        start = time.perf_counter()
+        program = check(step(program))
+        trace.stages[stage], trace.seconds[stage] = program, time.perf_counter() - start
+        if stage == "PLANNED":
+            trace.plan = summarise(program, recipe, target)
+        if progress:
+            progress(stage)
+        if stage == until:
+            break
+    return trace
+
+
+def trace(
+    model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
+    target: str = "cpu", dynamic_shapes: Any = None, until: str = "LOWERED", progress: Any = None,
+) -> Trace:  # fmt: skip
+    """Every stage of compiling ``model``, to print and to compare. Arguments as in ``compile``."""
+    parsed, found = Recipe.parse(recipe), load_target(target)
+    start = time.perf_counter()
+    program = check(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
+    seconds = {"export": time.perf_counter() - start}
+    if progress:
+        progress("CAPTURED")
+    result = run(program, parsed, found, until=until, progress=progress)
+    result.seconds = {**seconds, **result.seconds}
+    return result
+
+
+def plan(
+    model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
+    target: str = "cpu", dynamic_shapes: Any = None,
+) -> Plan:  # fmt: skip
+    """What ``compile`` would do: per linear its format and kernel, or why not; memory before and after.
+
+    Nothing is quantized, packed or compiled. Arguments and errors as in ``compile``.
+    """
+    result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, until="PLANNED").plan
+    assert result is not None
+    return result
+
+
+def compile(
+    model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
+    target: str = "cpu", dynamic_shapes: Any = None, progress: Any = None,
+) -> nn.Module:  # fmt: skip
+    """A quantized copy of ``model`` that is called as the model is; the model itself is not changed.
+
+    Args:
+        model: in eval mode. A Hugging Face causal LM keeps ``generate()``; an encoder keeps its outputs.
+        recipe: a scheme's name such as ``w8a8-int8``, a file, a dict, or a ``Recipe``.
+        args, kwargs: example inputs; not needed for Hugging Face language models and encoders.
+        target: ``cpu``, or ``reference`` (any device, the oracle).
+        dynamic_shapes: as torch.export takes it.
+        progress: called with the name of each stage reached.
+
+    Returns:
+        A module with the user's interface. ``.qpass_trace`` has every stage, ``.qpass_plan`` the plan.
+
+    Raises:
+        InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
+        as it was.
+    """
+    result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, progress=progress)
+    lowered = result["LOWERED"]
+    start = time.perf_counter()
+    runner = load_target(target).build(lowered)
+    result.seconds["build"] = time.perf_counter() - start
+    if progress:
+        progress("built")
+    compiled = rebuild(model, lowered.call, runner)
+    compiled.qpass_plan, compiled.qpass_seconds = result.plan, result.seconds  # type: ignore[assignment]
+    return compiled
+
+
+def load_target(name: str) -> Target:
+    """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
+    if name not in TARGETS:
+        raise InputError(f"unknown target {name!r}", fix=nearest(name, TARGETS) or f"use one of {', '.join(TARGETS)}")
+    found = importlib.import_module(TARGETS[name]).target
+    assert isinstance(found, Target)
+    return found

@@ -48,7 +48,7 @@ output max abs error 0
 def test_equal_programs() -> None:
     found = diff(raised(), raised())
     assert found.equal
-    assert str(found) == f"ops 61 -> 61\nparameters unchanged, {found.summary.param_bytes[0]} -> " \
+    assert str(found) == f"ops 65 -> 65\nparameters unchanged, {found.summary.param_bytes[0]} -> " \
                          f"{found.summary.param_bytes[1]} bytes\n"
 
 

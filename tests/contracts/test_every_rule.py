@@ -13,7 +13,7 @@ from qpass.graph.match import Match
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.rewrite import apply_rules, find, infer
 from qpass.graph.rule import Pattern, Rule
-from qpass.graph.values import assign_names
+from qpass.graph.values import assign_names, op_name
 from qpass.graph.verify import verify
 from qpass.patterns import rules
 
@@ -109,7 +109,7 @@ def test_the_replacement_is_not_matched_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_replacement_is_fewer_ops(name: str) -> None:
-    pattern, dtype = next((one for one in spellings(RULES[name]) if raise_one(RULES[name], concrete(*one))))
+    pattern, dtype = next(one for one in spellings(RULES[name]) if raise_one(RULES[name], concrete(*one)))
     before = concrete(pattern, dtype)
     after = raise_one(RULES[name], before)
     assert after is not None and len(list(after.nodes())) == 1 <= len(list(before.nodes()))
@@ -124,3 +124,12 @@ def test_the_file_opens_with_before_after_and_exactness(name: str) -> None:
 
 def test_names_are_unique() -> None:
     assert len(RULES) == len(rules())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_spelling_holds_an_anchor(name: str) -> None:
+    rule = RULES[name]
+    assert rule.anchors
+    for pattern in rule.patterns():
+        ops = {op_name(node.target) for node in pattern.graph.nodes if node.op == "call_function"}
+        assert ops & set(rule.anchors), (rule.anchors, ops)

@@ -16,8 +16,6 @@ from tests.patterns.test_rms_norm import W, X, rms_norm
 from tests.tiny import ids, normal, raised, traced
 
 
-
-
 def test_text() -> None:
     before = normalise(traced(rms_norm, X, w=W))
     found = diff(before, raise_ops(before), inputs=[X])

@@ -61,7 +61,7 @@ def names(node: fx.Node) -> list[str]:
     weight = node.args[1]
     found = [str(weight.target)] if isinstance(weight, fx.Node) and weight.op == "get_attr" else []
     found += [f"{re.sub('@[0-9]+', '', scopes(node)[-1])}.weight"] if scopes(node) else []
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or [str(node.meta["name"])]
 
 
 def _line(node: fx.Node, recipe: Recipe) -> Line | None:
@@ -110,7 +110,7 @@ def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
         if any(line.matches(names(node)) for node in linears):
             raise RecipeError(f"the line {line.glob!r} is never reached: lines above it match all it matches",
                               where=f"recipe {recipe.name}", fix="move it up or remove it")
-        if not every:
+        if not linears:
             raise RecipeError("the model has no linear", where=f"recipe {recipe.name}", fix="check the model")
         close = nearest(line.glob.replace("*", ""), every) or f"name one of {', '.join(every[:3])}, ..."
         raise RecipeError(f"the line {line.glob!r} matches no linear", where=f"recipe {recipe.name}", fix=close)
@@ -161,7 +161,7 @@ class Plan:
 
 def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     """The plan of a PLANNED program."""
-    choices = tuple((names(node)[-1].removesuffix(".weight") if names(node) else node.meta["name"], node.meta["plan"])
+    choices = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
                     for node in program.graph.nodes if node.target is aten.linear.default)
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program))

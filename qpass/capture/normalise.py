@@ -28,8 +28,9 @@ _DIM = {aten.cat.default: 1, aten.slice.Tensor: 1, aten.softmax.int: 1, aten._so
 _RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default,
             aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
 
-# Just so many arguments are written: layer_norm's eps is a named literal, and cudnn_enable after it does nothing.
-_WRITTEN = {aten.layer_norm.default: 5}
+# Just so many arguments are written: a dimension always; layer_norm's eps, and not cudnn_enable, which does nothing.
+_WRITTEN = {aten.layer_norm.default: 5, aten.cat.default: 2, aten.stack.default: 2, aten.chunk.default: 3,
+            aten.split.Tensor: 3, aten.split_with_sizes.default: 3}
 
 
 def normalise(program: Program) -> Program:

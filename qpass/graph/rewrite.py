@@ -20,7 +20,7 @@ def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
     changes: list[Change] = []
     present = {op_name(node.target) for node in graph.nodes if node.op == "call_function"}
     for rule in rules:
-        if present.isdisjoint(rule.anchors):
+        if rule.anchors and present.isdisjoint(rule.anchors):
             continue
         patterns = rule.patterns()
         roots = {pattern.root.target for pattern in patterns}
@@ -72,7 +72,7 @@ def as_proxies(graph: fx.Graph, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: fx.Node) -> fx.Node:
-    """Append what ``build`` makes before ``before``, with the scopes of ``like``; its result has the type of ``like``."""
+    """Append what ``build`` makes before ``before``, with the scopes of ``like``; the result has its type too."""
     last = before.prev
     with graph.inserting_before(before):
         built = build()

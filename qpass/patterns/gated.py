@@ -19,7 +19,6 @@ from qpass.capture.pattern import rule
 from qpass.graph.rule import Rule
 from qpass.ops.activation import KINDS
 
-
 ANCHORS = {
     "silu": ("silu",), "gelu": ("gelu",), "gelu_tanh": ("gelu", "tanh"), "quick_gelu": ("sigmoid",), "relu": ("relu",),
     "relu_squared": ("relu",),

@@ -21,5 +21,7 @@ def test_equal_numbers() -> None:
 
 
 def test_near_miss() -> None:
-    assert reason("cache_update", lambda x, y: torch.cat((x * 2, y), dim=-2), K, K) == "mul is not an input of the program"
-    assert reason("cache_update", lambda x, y: torch.cat((x, y), dim=-1), K, K) == "cat: expected the literal -2, found -1"
+    made = lambda x, y: torch.cat((x * 2, y), dim=-2)  # noqa: E731
+    assert reason("cache_update", made, K, K) == "mul is not an input of the program"
+    wide = lambda x, y: torch.cat((x, y), dim=-1)  # noqa: E731
+    assert reason("cache_update", wide, K, K) == "cat: expected the literal -2, found -1"

@@ -22,11 +22,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: float | No
         scores = scores * cap
     if mask is not None:
         scores = scores + mask
-    if upcast:
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    else:
-        weights = F.softmax(scores, dim=-1)
-    return torch.matmul(weights, v)
+    wide = torch.float32 if upcast else None
+    return torch.matmul(F.softmax(scores, dim=-1, dtype=wide).to(q.dtype), v)
 
 
 def test_change() -> None:

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
-from torch._dynamo.symbolic_convert import InstructionTranslator, TensorifyState
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch.aot_autograd import aot_export_module
 from torch.export._trace import _ignore_backend_decomps
 from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
@@ -77,11 +76,10 @@ def from_dynamo(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
         UnsupportedError: the graph holds what no program can, such as a branch on data, or writes to a parameter.
     """
     inputs = _inputs(gm)
-    _specialise_floats(inputs)
     _refuse_grad(gm, example_inputs, inputs)
     order = _order(inputs)
     with session():
-        traced, mutated = _to_aten(_with_sizes_from_shapes(gm, inputs, order), [item.value for item in order])
+        traced, mutated = _to_aten(_without_scalars(gm, inputs, order), [item.value for item in order])
     written = {order[index].position for index in mutated}
     names = parameter_names([item.source for item in order if item.registered and item.position not in written])
     held = iter(names)
@@ -106,21 +104,6 @@ def _inputs(gm: fx.GraphModule) -> list[_Input]:
             value = node.meta.get("example_value", node.meta.get("val"))
             found.append(_Input(len(found), node, value, name() if callable(name) else name))
     return found
-
-
-def _specialise_floats(inputs: Sequence[_Input]) -> None:
-    """A float attribute of a module is a constant: ask Dynamo to trace again with it as one, guarded.
-
-    Under ``dynamic=True`` Dynamo makes such attributes (a norm's epsilon) inputs, which hides the norm from qpass.
-    """
-    again = False
-    for item in inputs:
-        argument = item.node.meta.get("grapharg")
-        if getattr(argument, "pass_arg_as_tensor", False) and clean_path(item.source) is not None:
-            again = again or not TensorifyState.should_specialize(argument.source.name)
-            TensorifyState.specialize(argument.source.name)
-    if again:
-        raise TensorifyScalarRestartAnalysis
 
 
 def _refuse_grad(gm: fx.GraphModule, example_inputs: Sequence[Any], inputs: Sequence[_Input]) -> None:
@@ -167,17 +150,24 @@ def _sizes(inputs: Sequence[_Input]) -> dict[Any, tuple[_Input, int]]:
     return found
 
 
-def _with_sizes_from_shapes(gm: fx.GraphModule, inputs: Sequence[_Input], order: Sequence[_Input]) -> fx.GraphModule:
-    """A copy of the graph whose placeholders are ``order``; each dropped size is a ``sym_size`` of a tensor."""
-    graph, nodes = fx.Graph(), {}
+def _without_scalars(gm: fx.GraphModule, inputs: Sequence[_Input], order: Sequence[_Input]) -> fx.GraphModule:
+    """A copy of the graph whose placeholders are ``order``; each dropped size is a ``sym_size`` of a tensor.
+
+    Under ``dynamic=True`` Dynamo passes a float (the epsilon of a norm) as a tensor, and so hides the norm from qpass:
+    such a float becomes a constant again, and Dynamo guards it.
+    """
+    graph, nodes, sizes = fx.Graph(), {}, _sizes(inputs)
     for item in order:
         nodes[item.node] = graph.node_copy(item.node)
     for item in inputs:
         if item.node not in nodes:
-            owner, dim = _sizes(inputs)[symbol_of(item.value)]
+            owner, dim = sizes[symbol_of(item.value)]
             nodes[item.node] = graph.call_function(aten.sym_size.int, (nodes[owner.node], dim))
+    floats = {item.node for item in order if getattr(item.node.meta.get("grapharg"), "pass_arg_as_tensor", False)}
     for node in gm.graph.nodes:
-        if node.op != "placeholder":
+        if node.op == "call_method" and node.target == "item" and node.args[0] in floats:
+            nodes[node] = float(node.meta["example_value"])
+        elif node.op != "placeholder":
             nodes[node] = graph.node_copy(node, lambda arg: nodes[arg])
     return fx.GraphModule(gm, graph)
 

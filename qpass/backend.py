@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass import pipeline
-from qpass.capture.dynamo import FlatCall, from_dynamo, is_partial
+from qpass.capture.dynamo import FlatCall, from_dynamo, is_partial, outside
 from qpass.errors import InputError, RecipeError
 from qpass.formats import nearest
 from qpass.graph.program import Program
@@ -57,13 +57,15 @@ def qpass_backend(
     program = check(from_dynamo(gm, example_inputs))
     seconds = time.perf_counter() - start
     _check_device(example_inputs, target)
-    if lenient or is_partial(gm):
-        recipe = _reached(program, recipe, target)
-    trace = pipeline.run(program, recipe, target)
-    trace.seconds = {"export": seconds, **trace.seconds}
-    start = time.perf_counter()
-    runner = target.build(trace["LOWERED"])
-    trace.seconds["build"] = time.perf_counter() - start
+    partial = lenient or is_partial(gm)
+    with outside():
+        if partial:
+            recipe = _reached(program, recipe, target)
+        trace = pipeline.run(program, recipe, target)
+        trace.seconds = {"export": seconds, **trace.seconds}
+        start = time.perf_counter()
+        runner = target.build(trace["LOWERED"])
+        trace.seconds["build"] = time.perf_counter() - start
     _log.info("%s", trace.plan)
     graph = CompiledGraph(runner, program.call, trace, example_inputs)
     _compiled.append(weakref.ref(graph))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch.aot_autograd import aot_export_module
+from torch._guards import tracing
 from torch.export._trace import _ignore_backend_decomps
 from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
 
@@ -93,6 +94,11 @@ def is_partial(gm: fx.GraphModule) -> bool:
     with contextlib.suppress(AttributeError):
         return broken or InstructionTranslator.current_tx().f_code.co_name.startswith("torch_dynamo_resume_in")
     return broken
+
+
+def outside() -> contextlib.AbstractContextManager[None]:
+    """Hide Dynamo's tracing from what runs inside: a pattern traced there would take its sizes for symbols."""
+    return tracing(None)
 
 
 def _inputs(gm: fx.GraphModule) -> list[_Input]:

@@ -39,9 +39,10 @@ def clean_scopes(stack: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def identifier(source: str) -> str:
-    """A name for an input: ``ids``, ``batch_mask``."""
+    """A name for an input: ``ids``, ``batch_mask``; a member of ``**kwargs`` stands alone."""
     root, path = split(source)
-    return re.sub(r"\W+", "_", ".".join(part for part in (root, path) if part)).strip("_") or "input"
+    parts = [path] if root == "kwargs" and path else [root, path]
+    return re.sub(r"\W+", "_", ".".join(part for part in parts if part)).strip("_") or "input"
 
 
 def parameter_names(sources: Sequence[str]) -> list[str]:

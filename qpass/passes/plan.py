@@ -117,6 +117,19 @@ def _notes(case: Case) -> list[str]:
     return [f"the last of {fmt.groups(case.in_features)} groups has {short} of {fmt.group} values"] if short else []
 
 
+def unreached(program: Program, recipe: Recipe) -> dict[Line, str]:
+    """The lines of a recipe that no linear of a NORMAL program takes, and why."""
+    linears = list(program.nodes(aten.linear.default))
+    used = {line for node in linears if (line := _line(node, recipe))}
+    return {line: _why_idle(line, linears) for line in recipe.lines if line not in used}
+
+
+def _why_idle(line: Line, linears: list[fx.Node]) -> str:
+    if any(line.matches(names(node)) for node in linears):
+        return "lines above it match all it matches"
+    return "it matches no linear" if linears else "the graph has no linear"
+
+
 def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
     used = {line for node in linears if (line := _line(node, recipe))}
     every = list(dict.fromkeys(name for node in linears for name in names(node)))

@@ -33,11 +33,15 @@ def _any(node: fx.Node) -> str | None:
     return None
 
 
+def _is_param(arg: object) -> bool:
+    return isinstance(arg, fx.Node) and arg.op == "get_attr"
+
+
 def _normal(node: fx.Node) -> str | None:
     name = op_name(node.target)
     if name in ("alias", "detach", "lift_fresh_copy") or name.startswith("_assert"):
         return f"the op {name}"
-    if node.target is aten.addmm.default and node.args[2].op == "get_attr":
+    if node.target is aten.addmm.default and _is_param(node.args[2]):
         return "a linear that is not spelled aten.linear"
     return None
 
@@ -49,10 +53,8 @@ def _planned(node: fx.Node) -> str | None:
 
 
 def _quantised(node: fx.Node) -> str | None:
-    if node.target is aten.linear.default and node.meta["plan"].scheme is not None:
-        weight = node.args[1]
-        if weight.op == "get_attr":
-            return "a float linear that the plan gives a format"
+    if node.target is aten.linear.default and node.meta["plan"].scheme is not None and _is_param(node.args[1]):
+        return "a float linear that the plan gives a format"
     return _normal(node)
 
 

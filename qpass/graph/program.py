@@ -97,7 +97,8 @@ class Program:
         """The node whose value name is ``name``; KeyError if there is none."""
         for node in self.graph.nodes:
             if node.meta.get("name") == name:
-                return node
+                found: fx.Node = node
+                return found
         raise KeyError(name)
 
     def with_graph(self, graph: fx.Graph, **changes: Any) -> Program:

@@ -90,7 +90,8 @@ def infer(node: fx.Node) -> None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     mode = _fake_mode((args, kwargs))
     with mode if mode is not None else torch.no_grad():
-        node.meta["val"] = node.target(*args, **kwargs)
+        call: Any = node.target
+        node.meta["val"] = call(*args, **kwargs)
 
 
 def _fake_mode(values: Any) -> Any:

@@ -7,6 +7,7 @@ printed once. ``as_python`` prints a file that runs.
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.graph import dtype_abbrs
+from torch.fx.graph import dtype_abbrs  # type: ignore[attr-defined]
 
+from qpass.graph.fold import fold_layers
 from qpass.graph.program import Derived, Program
 from qpass.graph.values import op_name
 
 _END = 2**63 - 1
-_INDEX = re.compile(r"(?<![\w.])((?:[A-Za-z_]\w*\.)+?)(\d+)(?=[./@\s,)\]]|$)")
 
 
 def show(program: Program, *, fold: bool = True, params: bool = True, fingerprints: bool = True) -> str:
@@ -112,76 +113,7 @@ def fingerprint(tensor: torch.Tensor) -> str:
     if tensor.is_meta:
         return "meta"
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy(), digest_size=2).hexdigest()
-
-
-def fold_layers(lines: list[str]) -> list[str]:
-    """Print repeated layers once: ``... model.layers.2-31 as model.layers.1``, found in the text itself."""
-    runs = _runs(lines)
-    folded: list[str] = []
-    position = 0
-    while position < len(runs):
-        prefix, index, block = runs[position]
-        folded += block
-        last = position
-        if index is not None and position > 0 and not _is_first(runs, position):
-            while last + 1 < len(runs) and _repeats(runs[last], runs[last + 1]):
-                last += 1
-        if last > position:
-            first_index = (index or 0) + 1
-            final = runs[last][1]
-            span = str(first_index) if final == first_index else f"{first_index}-{final}"
-            folded.append(f"... {prefix}{span} as {prefix}{index}")
-        position = last + 1
-    return folded
-
-
-_Run = tuple[str, int | None, list[str]]
-
-
-def _is_first(runs: list[_Run], position: int) -> bool:
-    return runs[position][1] == 0
-
-
-def _runs(lines: list[str]) -> list[_Run]:
-    """Consecutive lines of one layer: (``model.layers.``, 3, lines)."""
-    runs: list[_Run] = []
-    for line in lines:
-        match = _INDEX.search(line.split(" = ")[0].removeprefix("%").removeprefix("param "))
-        prefix, index = (match[1], int(match[2])) if match else ("", None)
-        if not runs or runs[-1][:2] != (prefix, index):
-            runs.append((prefix, index, []))
-        runs[-1][2].append(line)
-    return runs
-
-
-def _repeats(one: _Run, two: _Run) -> bool:
-    if one[0] != two[0] or one[1] is None or two[1] != one[1] + 1:
-        return False
-    return _relative(one) == _relative(two)
-
-
-def _relative(run: _Run) -> str:
-    """A run's text with its own layer index as ``*``, the one before as ``*-1``, and no fingerprints."""
-    prefix, index, block = run
-    assert index is not None
-    text = re.sub(r" #[0-9a-f]{4}\b", "", "\n".join(block))
-
-    def relative(match: re.Match[str]) -> str:
-        offset = int(match[2]) - index
-        return f"{match[1]}*{offset or ''}" if match[1] == prefix and offset in (0, -1) else match[0]
-
-    return _renumber(_INDEX.sub(relative, text))
-
-
-def _renumber(text: str) -> str:
-    """Number names outside of any module, such as ``%past_7``, by first appearance: they differ by a constant."""
-    seen: dict[str, int] = {}
-    return re.sub(
-        r"%([A-Za-z_]+?)_?(\d+)\b(?![./@])",
-        lambda match: f"%{match[1]}#{seen.setdefault(match[0], len(seen))}",
-        text,
-    )
+    return hashlib.blake2b(data.numpy().data, digest_size=2).hexdigest()
 
 
 def as_python(program: Program) -> str:
@@ -190,7 +122,7 @@ def as_python(program: Program) -> str:
     ``params`` maps parameter name to tensor. The output is the flat tuple that ``Program.run`` gives.
     """
     inputs = ", ".join(_identifier(node) for node in program.placeholders())
-    lines = ["import operator", "", "import torch", "import qpass.ops  # registers the dialect", ""]
+    lines = ["import math", "import operator", "", "import torch", "import qpass.ops  # registers the dialect", ""]
     lines += [f'"""Stage {program.stage}. Run: forward(params, {inputs})"""', "", f"def forward(params, {inputs}):"]
     for node in program.graph.nodes:
         if node.op == "get_attr":
@@ -203,16 +135,16 @@ def as_python(program: Program) -> str:
 
 
 def _identifier(node: fx.Node) -> str:
-    return node.name
+    return f"{node.name}_" if node.name in ("forward", "math", "operator", "params", "qpass", "torch") else node.name
 
 
 def _python_call(node: fx.Node) -> str:
     args = [_literal(arg) for arg in node.args] + [f"{key}={_literal(value)}" for key, value in node.kwargs.items()]
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if hasattr(target, "_schema"):
         name = f"torch.ops.{target}"
     else:
-        module = getattr(target, "__module__", "torch").removeprefix("_")
+        module = {"_operator": "operator"}.get(target.__module__, target.__module__)
         name = f"{module}.{getattr(target, '__name__', target)}"
     return f"{name}({', '.join(args)})"
 
@@ -226,6 +158,10 @@ def _literal(arg: Any) -> str:
         return "[" + ", ".join(_literal(item) for item in arg) + "]"
     if isinstance(arg, torch.device):
         return f"torch.device({str(arg)!r})"
-    if isinstance(arg, float) and arg in (float("inf"), float("-inf")):
+    if isinstance(arg, float) and not math.isfinite(arg):
         return f"float({str(arg)!r})"
+    if isinstance(arg, slice):
+        return f"slice({_literal(arg.start)}, {_literal(arg.stop)}, {_literal(arg.step)})"
+    if isinstance(arg, dict):
+        return "{" + ", ".join(f"{key!r}: {_literal(value)}" for key, value in arg.items()) + "}"
     return repr(arg)

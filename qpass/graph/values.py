@@ -15,12 +15,17 @@ from torch import fx
 
 def scopes(node: fx.Node) -> tuple[str, ...]:
     """The module paths that a node was made in, outermost first. A second call of a module ends in ``@1``."""
-    return node.meta.get("scopes", ())
+    found: tuple[str, ...] = node.meta.get("scopes", ())
+    return found
+
+
+# What torch.export writes where a node belongs to no module.
+_NO_MODULE = ("_empty_nn_module_stack_from_metadata_hook",)
 
 
 def clean_scopes(stack: Mapping[str, Any] | None, prefix: str) -> tuple[str, ...]:
     """Module paths from an ``nn_module_stack``, less the capture wrapper's prefix and the root."""
-    paths = (str(entry[0]).removeprefix(prefix) for entry in (stack or {}).values())
+    paths = (str(entry[0]).removeprefix(prefix) for key, entry in (stack or {}).items() if key not in _NO_MODULE)
     return tuple(path for path in paths if path and path + "." != prefix)
 
 

@@ -47,7 +47,7 @@ def eager_attention(
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores + mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
     return torch.matmul(weights, _repeat(v, repeats))
 
 

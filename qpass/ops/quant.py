@@ -28,11 +28,11 @@ def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @define(
-    "rms_norm_quantize(Tensor x, Tensor weight, float eps, float offset, bool late_cast, str format)"
+    "rms_norm_quantize(Tensor x, Tensor? weight, float eps, float offset, bool late_cast, str format)"
     " -> (Tensor, Tensor, Tensor)"
 )
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor, eps: float, offset: float, late_cast: bool, format: str
+    x: Tensor, weight: Tensor | None, eps: float, offset: float, late_cast: bool, format: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``quantize(rms_norm(x))`` in one pass over x. Shapes as in those two."""
     return quantize(rms_norm(x, weight, eps, offset, late_cast), format)

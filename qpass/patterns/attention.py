@@ -7,7 +7,7 @@ Exact: the op's meaning is this same expression. ``enable_gqa`` gives the same n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,6 +30,12 @@ def expanded(x: Tensor) -> Tensor:
 
 def as_is(x: Tensor) -> Tensor:
     return x
+
+
+def four_dims(bound: Mapping[str, Any]) -> str | None:
+    """The dialect's attention has batch and heads before the sequence."""
+    rank = bound["q"].meta["val"].ndim
+    return None if rank == 4 else f"the query {bound['q'].meta['name']} has {rank} dimensions, not four"
 
 
 def _becomes(causal: bool) -> Callable[..., Any]:
@@ -64,7 +70,7 @@ def _rules(name: str, heads: Heads, **options: bool) -> list[Rule]:
     def one(function: Callable[..., Tensor]) -> Rule:
         function.__name__ = f"{name}_{function.__name__}"
         shapes = {"q": _Q, "k": kv, "v": kv, **({"mask": _MASK} if "_masked" in function.__name__ else {})}
-        return rule(sizes=sizes, **shapes)(function).becomes(_becomes("_causal" in function.__name__))
+        return rule(sizes=sizes, **shapes)(function).becomes_where(four_dims)(_becomes("_causal" in function.__name__))
 
     return [one(function) for function in (masked_scaled, masked, causal_scaled, causal, full_scaled, full)]
 

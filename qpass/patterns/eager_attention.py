@@ -4,8 +4,8 @@
 
 before   %matmul = matmul(%q, %kt); %mul = mul(%matmul, scale) ... %softmax ... matmul(%to, %v)      7 to 16 lines
 after    %attention = qpass.eager_attention(%q, %k, %v, %mask, scale, cap)
-Exact: the op's meaning is this same expression. A softmax in half precision computes in float32 and rounds once, which is
-the same as a softmax in float32 that is cast after.
+Exact: the op's meaning is this same expression. A softmax in half precision computes in float32 and rounds once, which
+is the same as a softmax in float32 that is cast after.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from qpass import ops
 from qpass.capture.pattern import rule
 from qpass.graph.rule import Rule
-from qpass.patterns.attention import SIZES, Heads, as_is, expanded
+from qpass.patterns.attention import SIZES, Heads, as_is, expanded, four_dims
 
 _Q, _KV, _MASK = (2, 15, 13, 11), (2, 3, 7, 11), (2, 1, 13, 7)
 _Softmax = Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ def _rules(name: str, heads: Heads) -> list[Rule]:
         function.__name__ = f"{name}_{kind}"
         shapes = {"q": _Q, "k": kv, "v": kv, **({"mask": _MASK} if "masked" in kind else {})}
         spelled = rule(sizes=sizes, **shapes)(function).or_spelled(_functions(heads, _direct)[kind])
-        made.append(spelled.becomes(_becomes))
+        made.append(spelled.becomes_where(four_dims)(_becomes))
     return made
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from qpass.capture.normalise import normalise
 from qpass.capture.program import from_export
 from qpass.errors import InputError
 from qpass.formats import nearest
+from qpass.graph.dump import dump_stage
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.passes.fuse import fuse
@@ -85,10 +87,14 @@ def capture(
 def run(program: Program, recipe: Recipe, target: Target, *, until: str = "LOWERED", progress: Any = None) -> Trace:
     """Run the passes on a CAPTURED program up to stage ``until``; every graph is checked against its stage."""
     trace = Trace({"CAPTURED": program})
+    dump(trace)
+    if until == "CAPTURED":
+        return trace
     for stage, step in passes(recipe, target):
         start = time.perf_counter()
         program = check(step(program))
         trace.stages[stage], trace.seconds[stage] = program, time.perf_counter() - start
+        dump(trace)
         if stage == "PLANNED":
             trace.plan = summarise(program, recipe, target)
         if progress:
@@ -96,6 +102,17 @@ def run(program: Program, recipe: Recipe, target: Target, *, until: str = "LOWER
         if stage == until:
             break
     return trace
+
+
+def dump(trace: Trace) -> None:
+    """With ``QPASS_DUMP=folder`` in the environment, write the last stage there and what changed since the one before.
+
+    Written stage by stage, so that a run that fails leaves what it got to.
+    """
+    folder = os.environ.get("QPASS_DUMP")
+    if folder:
+        programs = list(trace.stages.values())
+        dump_stage(Path(folder), len(programs) - 1, programs[-1], programs[-2] if len(programs) > 1 else None)
 
 
 def trace(
@@ -142,13 +159,18 @@ def compile(
         progress: called with the name of each stage reached.
 
     Returns:
-        A module with the user's interface. ``.qpass_trace`` has every stage, ``.qpass_plan`` the plan.
+        A module with the user's interface. ``.qpass_plan`` has the plan, ``.qpass_seconds`` the time of each step.
 
     Raises:
         InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
         as it was.
     """
     result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, progress=progress)
+    return build(model, result, target=target, progress=progress)
+
+
+def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any = None) -> nn.Module:
+    """The runnable module of a trace that has reached LOWERED; ``compile`` is ``trace``, then this."""
     lowered = result["LOWERED"]
     start = time.perf_counter()
     runner = load_target(target).build(lowered)

@@ -176,7 +176,7 @@ class Plan:
         lines = [f"plan: recipe {self.recipe} on target {self.target}"]
         rows = [(name, _shape(choice), str(choice.scheme or "keep"),
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
-        lines += _table(("linear", "shape", "format", "kernel, or why not"), _fold_rows(rows))
+        lines += _table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
         kernels = {choice.kernel.name: choice.kernel.rows for _, choice in self.choices if choice.kernel}
@@ -237,7 +237,7 @@ def _shape(choice: Choice) -> str:
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
-def _fold_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def fold_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Rows that differ only in the layer's number print once, as ``layers.0-5``."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for name, *rest in rows:
@@ -258,7 +258,7 @@ def spans(numbers: list[int]) -> str:
 
 
 def _fold_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
-    rows = _fold_rows([(name, note) for name, note in notes])
+    rows = fold_rows([(name, note) for name, note in notes])
     return [f"{name}: {note}" for name, note in rows]
 
 

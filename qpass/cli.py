@@ -1,0 +1,223 @@
+"""The commands of ``python -m qpass`` and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qpass import __version__, pipeline
+from qpass.console import Steps
+from qpass.debug.report import write_report
+from qpass.demo import demo, generate
+from qpass.errors import InputError
+from qpass.files import output_folder, write_tensors, write_text
+from qpass.formats import nearest
+from qpass.graph.diff import diff
+from qpass.graph.program import Program
+from qpass.graph.show import as_python, show
+from qpass.listing import listing
+from qpass.loading import DTYPES, load_model, load_tokenizer
+from qpass.recipe import Recipe
+from qpass.stages import STAGES
+
+_MODEL_HELP = "a folder with config.json and *.safetensors, a Hugging Face hub name, or the word 'demo'"
+_RECIPE_HELP = "a scheme such as w8a8-int8 (see 'list'), or a .yaml or .json file"
+_EXITS = "exit codes: 0 done, 2 wrong use or recipe, 3 model not supported, 4 NaN or Inf, 5 cannot write, 130 Ctrl-C"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are qpass errors, with the nearest legal word."""
+
+    def error(self, message: str) -> NoReturn:
+        fix = f"see {self.prog} --help"
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            legal = re.findall(r"'(.*?)'", wrong[2])
+            message = f"{message.split(':')[0]}: unknown {wrong[1]!r}"
+            fix = nearest(wrong[1], legal) or f"use one of {', '.join(legal)}"
+        raise InputError(message, fix=fix)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = _Parser(prog="qpass", description="Quantize a PyTorch transformer and compile it, stage by stage.",
+                  epilog=f"start here: python -m qpass demo\n{_EXITS}", formatter_class=_Raw)  # fmt: skip
+    top.add_argument("--version", action="version", version=f"qpass {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
+    _demo(_command(commands, "demo", demo, "compress the small Llama that qpass ships, and measure it", "demo"))
+    _command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
+             "plan demo w8a8-int8", model=True)  # fmt: skip
+    _compile(_command(commands, "compile", compile_, "compile a model; write a report, every stage, and the weights",
+                      "compile demo w8a8-int8 -o out --prompt 'The city of Paris is'", model=True))  # fmt: skip
+    _show(_command(commands, "show", show_, "print the program at one stage", "show demo w8a8-int8 --stage RAISED",
+                   model=True))  # fmt: skip
+    _diff(_command(commands, "diff", diff_, "print what changed between two stages, or between two saved texts",
+                   "diff demo w8a8-int8 NORMAL RAISED\n         python -m qpass diff old.txt new.txt"))  # fmt: skip
+    _command(commands, "list", list_, "list stages, patterns, ops, schemes, and kernels on this machine", "list")
+    return top
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _command(commands: Any, name: str, run: Any, text: str, example: str, *, model: bool = False) -> Any:
+    made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+                               epilog=f"example: python -m qpass {example}", formatter_class=_Raw)  # fmt: skip
+    made.set_defaults(run=run)
+    made.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
+    if model:
+        made.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+        made.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
+        _model_options(made)
+    return made
+
+
+def _model_options(command: Any) -> None:
+    command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
+    command.add_argument("--target", choices=tuple(pipeline.TARGETS), default="cpu",
+                         help="cpu: fast kernels; reference: slow, the oracle (default: %(default)s)")  # fmt: skip
+
+
+def _demo(command: Any) -> None:
+    command.add_argument("--recipe", metavar="RECIPE", default="w8a8-int8",
+                         help=f"{_RECIPE_HELP} (default: %(default)s)")  # fmt: skip
+    command.add_argument("--out", metavar="DIR", default="qpass-out", help="for the report (default: ./%(default)s)")
+    command.add_argument("--tokens", metavar="N", type=_count, default=8192,
+                         help="tokens of text for the perplexity (default: %(default)s)")  # fmt: skip
+    command.add_argument("--rounds", metavar="N", type=_count, default=7,
+                         help="most speed samples (default: %(default)s)")  # fmt: skip
+    _model_options(command)
+
+
+def _compile(command: Any) -> None:
+    command.description += """
+
+Writes to DIR: report.html, report.md, report.json, plan.txt, stages/NN-STAGE.txt and .diff, recipe.json, and
+model.safetensors with the packed weights. The compiled model cannot be loaded back from DIR yet: to run it again,
+compile the float model again, or call qpass.compile(model, recipe) in Python."""
+    command.add_argument("-o", "--out", metavar="DIR", required=True, help="output folder, new or empty")
+    command.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+    command.add_argument("--prompt", metavar="TEXT", help="also let the compiled model continue this text")
+
+
+def _show(command: Any) -> None:
+    command.add_argument("--stage", metavar="STAGE", default="RAISED",
+                         help=f"{', '.join(STAGES)} (default: %(default)s)")  # fmt: skip
+    command.add_argument("--python", action="store_true", help="print a Python file that runs")
+    command.add_argument("--no-fold", action="store_true", help="print every layer, also those that repeat")
+
+
+def _diff(command: Any) -> None:
+    command.usage = "qpass diff [options] MODEL RECIPE STAGE_A STAGE_B\n       qpass diff FILE_A FILE_B"
+    command.add_argument("what", nargs="+", metavar="ARGUMENT",
+                         help="MODEL RECIPE STAGE_A STAGE_B, or two texts that 'show' or 'compile' wrote")  # fmt: skip
+    _model_options(command)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+_count.__name__ = "count of 1 or more"  # argparse puts it into its message
+
+
+# ------------------------------------------------------------------------------------------------------ the commands
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print the plan."""
+    print(_trace(args, args.model, args.recipe, "PLANNED").plan)
+
+
+def show_(args: argparse.Namespace) -> None:
+    """Print one stage."""
+    stage = _stage(args.stage)
+    program = _trace(args, args.model, args.recipe, stage)[stage]
+    print(as_python(program) if args.python else show(program, fold=not args.no_fold), end="")
+
+
+def diff_(args: argparse.Namespace) -> None:
+    """Print what changed between two stages or two files."""
+    if len(args.what) == 2:
+        print(_diff_files(*map(Path, args.what)), end="")
+        return
+    if len(args.what) != 4:
+        raise InputError(f"diff takes two files, or a model, a recipe and two stages, and got {len(args.what)} words",
+                         fix="see qpass diff --help")  # fmt: skip
+    model, recipe, *names = args.what
+    one, two = map(_stage, names)
+    trace = _trace(args, model, recipe, max(one, two, key=STAGES.index))
+    print(diff(trace[one], trace[two]), end="")
+
+
+def list_(args: argparse.Namespace) -> None:
+    """Print what there is."""
+    print(listing())
+
+
+def compile_(args: argparse.Namespace) -> None:
+    """Compile and write."""
+    recipe = Recipe.parse(args.recipe)
+    with output_folder(args.out, force=args.force) as folder:
+        tokenizer = load_tokenizer(args.model) if args.prompt is not None else None
+        model = load_model(args.model, dtype=args.dtype)
+        with Steps() as steps:
+            trace = pipeline.trace(model, recipe, target=args.target, progress=steps)
+            compiled = pipeline.build(model, trace, target=args.target, progress=steps)
+        print(trace.plan, flush=True)
+        notes = []
+        if args.prompt is not None:
+            notes.append(f"it writes: {_generate(compiled, tokenizer, args.prompt)!r}")
+            print(notes[0], flush=True)
+        write_report(trace, folder, title=args.model, recipe=recipe, notes=notes)
+        write_text(folder / "recipe.json", json.dumps(recipe.as_dict(), indent=2) + "\n")
+        write_tensors(folder / "model.safetensors", _weights(trace["LOWERED"], compiled), {"recipe": str(recipe)})
+    print(f"wrote {args.out}: report.html, stages/, model.safetensors")
+
+
+def _generate(compiled: Any, tokenizer: Any, prompt: str) -> str:
+    if not hasattr(compiled, "generate") or not compiled.can_generate():
+        raise InputError("this model does not generate text", where="--prompt", fix="leave --prompt out")
+    return generate(compiled, tokenizer, prompt, 40)
+
+
+def _weights(program: Program, compiled: Any) -> dict[str, Any]:
+    """The tensors that the compiled model runs on, by parameter name."""
+    buffers = [buffer for _, buffer in compiled._qpass_runner.named_buffers(remove_duplicate=False)]
+    return dict(zip(program.used_params(), buffers, strict=True))
+
+
+def _trace(args: argparse.Namespace, model: str, recipe: str, until: str) -> pipeline.Trace:
+    parsed = Recipe.parse(recipe)
+    loaded = load_model(model, dtype=args.dtype)
+    with Steps(until=until) as steps:
+        return pipeline.trace(loaded, parsed, target=args.target, until=until, progress=steps)
+
+
+def _stage(name: str) -> str:
+    stage = name.upper()
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {name!r}", fix=nearest(stage, STAGES) or f"use one of {', '.join(STAGES)}")
+    return stage
+
+
+def _diff_files(one: Path, two: Path) -> str:
+    texts: list[Sequence[str]] = []
+    for path in (one, two):
+        try:
+            texts.append(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            fix = "pass two texts that 'qpass show' or 'qpass compile' wrote, or MODEL RECIPE STAGE_A STAGE_B"
+            raise InputError(f"cannot read the file: {reason}", where=str(path), fix=fix) from error
+    lines = list(difflib.unified_diff(*texts, str(one), str(two), n=1, lineterm=""))
+    return "".join(f"{line}\n" for line in lines) or "equal\n"

@@ -1,0 +1,102 @@
+"""What the commands share on the terminal: progress, Ctrl-C, and quiet libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import transformers
+from tqdm import tqdm
+
+from qpass.stages import STAGES
+
+_FIRST = "capture: torch.export"
+_NEXT = {"RAISED": "recognize ops", "QUANTISED": "quantize weights", "LOWERED": "lower to kernels",
+         "built": "build: pack weights, compile C++"}  # fmt: skip
+
+
+class Steps:
+    """Progress over the stages of one compilation: a bar on a terminal, a line a stage elsewhere. Goes to stderr."""
+
+    def __init__(self, *, until: str = "built") -> None:
+        names = [*STAGES, "built"]
+        self._names = names[: names.index(until) + 1]
+        self._start = time.perf_counter()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            layout = "{desc:<36} {bar:20} {n_fmt}/{total_fmt} stages, {elapsed}"
+            self._bar = tqdm(total=len(self._names), desc=_FIRST, bar_format=layout, leave=False)
+
+    def __call__(self, stage: str) -> None:
+        """``stage`` is reached."""
+        if self._bar is None:
+            print(f"  {stage:<10} {time.perf_counter() - self._start:6.1f} s", file=sys.stderr, flush=True)
+            return
+        self._bar.update()
+        position = self._names.index(stage) + 1
+        if position < len(self._names):
+            following = self._names[position]
+            self._bar.set_description_str(_NEXT.get(following, following.lower()))
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def token_bar(label: str, window: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar in tokens for ``evaluate.perplexity(progress=...)``; silent where stderr is not a terminal."""
+    bar = tqdm(desc=label, unit=" tokens", leave=False, disable=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total * window
+        bar.update(done * window - bar.n)
+
+    try:
+        yield progress
+    finally:
+        bar.close()
+
+
+class Interrupts:
+    """Whether Ctrl-C was pressed, which a library may have turned into an error of its own."""
+
+    happened = False
+
+
+@contextlib.contextmanager
+def noticed_interrupts() -> Iterator[Interrupts]:
+    """Remember a Ctrl-C that comes inside the block, and raise KeyboardInterrupt as always."""
+    seen = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        seen.happened = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def quiet_libraries() -> None:
+    """No bars and no advice from the libraries below: what matters to the user, qpass says."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)

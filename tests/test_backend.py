@@ -14,7 +14,6 @@ from torch.export import Dim
 
 import qpass
 from qpass import backend
-
 from tests.tiny import Decoder, ids
 
 W8A8 = {"recipe": "w8a8-int8", "target": "reference"}

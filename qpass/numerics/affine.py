@@ -6,6 +6,7 @@ zeros that pad a short last group change neither its scale nor its codes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 
@@ -24,6 +25,8 @@ def _register_primitives() -> None:
         logger.setLevel(logging.ERROR)
     try:
         importlib.import_module("torchao.quantization.quant_primitives")
+        with contextlib.suppress(ImportError):  # imported by transformers later, with the same notes
+            importlib.import_module("torchao.prototype.safetensors.safetensors_support")
     finally:
         for logger, level in zip(quiet, levels):
             logger.setLevel(level)
@@ -84,7 +87,8 @@ def quantize_rows(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
     size = [1] * (x.dim() - 1) + [x.shape[-1]]
     least, most = fmt.range
     wide = x.to(torch.float32)
-    scale, zero = CHOOSE(wide, mapping(fmt), size, fmt.code_dtype, least, most, EPSILON, torch.float32, torch.int32, True)
+    types = fmt.code_dtype, least, most, EPSILON, torch.float32, torch.int32
+    scale, zero = CHOOSE(wide, mapping(fmt), size, *types, True)
     return QUANTIZE(wide, size, scale, zero, fmt.code_dtype, least, most), scale, zero
 
 

@@ -6,30 +6,13 @@ zeros that pad a short last group change neither its scale nor its codes.
 
 from __future__ import annotations
 
-import importlib
-import logging
-
 import torch
 import torch.nn.functional as F
+import torchao.quantization.quant_primitives  # noqa: F401  registers torch.ops.torchao
 from torch import Tensor
 
 from qpass.formats import Format
 
-
-def _register_torchao() -> None:
-    """Import torchao, which registers torch.ops.torchao, without what it logs of CUDA extensions that qpass never uses."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        importlib.import_module("torchao.quantization.quant_primitives")
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-
-
-_register_torchao()
 CHOOSE = torch.ops.torchao.choose_qparams_affine.default
 QUANTIZE = torch.ops.torchao.quantize_affine.default
 DEQUANTIZE = torch.ops.torchao.dequantize_affine.default

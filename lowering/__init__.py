@@ -40,7 +40,8 @@ class Kernel:
     Attributes:
         name: printed in plans, for example ``cpu.int8_linear``.
         rows: which path runs at how many rows, and what a reader should know of the numbers.
-        refuses: a case -> None if the kernel takes it, else the reason in words.
+        refuses: a case -> None if the kernel takes it, else the reason in words; an empty one for a scheme of another
+            kind, which is no news to anybody.
         prepare: (names of codes, scale, zero; the program; the case) -> packed weights, by suffix.
         call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
             case; traced into the graph.
@@ -69,5 +70,6 @@ class Target:
             reason = kernel.refuses(case)
             if reason is None:
                 return kernel, refusals
-            refusals.append(f"{kernel.name}: {reason}")
+            if reason:
+                refusals.append(f"{kernel.name}: {reason}")
         raise UnsupportedError(f"target {self.name} has no kernel for {case.scheme}: {'; '.join(refusals)}")

@@ -15,7 +15,7 @@ def _import_quietly() -> None:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        importlib.import_module("torchao.quantization.quant_primitives")
+        importlib.import_module("torchao.quantization")
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qpass.capture.normalise import normalise
 from qpass.capture.program import from_export
 from qpass.graph.program import Program
+from qpass.graph.values import assign_names
+from qpass.passes.raise_ops import raise_ops
 
 H, HEADS, KV, D, FFN, VOCAB = 16, 4, 2, 4, 24, 32
 
@@ -119,8 +123,9 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), dim=-1)[None, None]
         causal = position[None, :] <= position[:, None]
         mask = torch.where(causal, 0.0, float("-inf")).to(x.dtype)[None, None]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for layer in self.layers:
-            x = layer(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype), mask)
+            x = layer(x, cos, sin, mask)
         return self.head(self.norm(x))
 
 
@@ -136,22 +141,70 @@ def ids(batch: int = 2, length: int = 5) -> Tensor:
 
 
 @functools.cache
-def captured(style: str = "rms", layers: int = 2, dtype: torch.dtype = torch.float32, tied: bool = False) -> Program:
-    """The CAPTURED program of a decoder with dynamic batch and length. Programs are never edited, so one is shared."""
+def _captured(style: str, layers: int, dtype: torch.dtype, tied: bool) -> Program:
     model = Decoder(style, layers, tied).to(dtype)
-    return export(model, ids(), dims={"ids": {0: Dim("batch", min=1, max=64), 1: Dim("seq", min=2, max=64)}})
+    dynamic = (style, layers, dtype, tied) == ("rms", 2, torch.float32, False)  # three times as slow to export
+    dims = {"ids": {0: Dim("batch", min=1, max=64), 1: Dim("seq", min=2, max=64)}} if dynamic else None
+    return export(model, ids(), dims=dims)
 
 
 @functools.cache
+def _normal(style: str, layers: int, dtype: torch.dtype, tied: bool) -> Program:
+    return normalise(_captured(style, layers, dtype, tied))
+
+
+@functools.cache
+def _raised(style: str, layers: int, dtype: torch.dtype, tied: bool) -> Program:
+    return raise_ops(_normal(style, layers, dtype, tied))
+
+
+def captured(style: str = "rms", layers: int = 2, dtype: torch.dtype = torch.float32, tied: bool = False) -> Program:
+    """The CAPTURED program of a decoder. Programs are never edited, so one is shared.
+
+    That of the default arguments takes any batch and length; the others take ``ids()``.
+    """
+    return _captured(style, layers, dtype, tied)
+
+
 def normal(style: str = "rms", layers: int = 2, dtype: torch.dtype = torch.float32, tied: bool = False) -> Program:
     """As ``captured``, normalised."""
-    return normalise(captured(style, layers, dtype, tied))
+    return _normal(style, layers, dtype, tied)
+
+
+def raised(style: str = "rms", layers: int = 2, dtype: torch.dtype = torch.float32, tied: bool = False) -> Program:
+    """As ``normal``, raised."""
+    return _raised(style, layers, dtype, tied)
+
+
+def traced(function: Callable[..., Any], *inputs: Tensor, symbolic: bool = False, **weights: Tensor) -> Program:
+    """The CAPTURED program of ``function(*inputs, **weights)`` in milliseconds; the inputs are x, y, z, u, v."""
+    mode = "symbolic" if symbolic else "fake"
+    names = [*"xyzuv"[: len(inputs)], *weights]
+
+    def call(*values: Tensor) -> Any:
+        return function(*values[: len(inputs)], **dict(zip(weights, values[len(inputs) :])))
+
+    values = [tensor.clone() for tensor in (*inputs, *weights.values())]
+    with torch.no_grad():
+        module = make_fx(call, pre_dispatch=True, tracing_mode=mode)(*values)
+    graph, mapping, left = fx.Graph(), {}, iter(names)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            name = next(left)
+            mapping[node] = graph.get_attr(name) if name in weights else graph.placeholder(name)
+        else:
+            mapping[node] = graph.node_copy(node, lambda arg: mapping[arg])
+        mapping[node].meta = {"val": node.meta.get("val")}
+    result = next(node for node in reversed(graph.nodes) if node.op == "output")
+    result.args = (tuple(result.args[0]) if isinstance(result.args[0], list | tuple) else (result.args[0],),)
+    assign_names(graph)
+    return Program(graph, dict(weights), stage="CAPTURED")
 
 
 class Function(nn.Module):
     """A module that calls a function of tensors, with weights as parameters."""
 
-    def __init__(self, function: Any, **weights: Tensor) -> None:
+    def __init__(self, function: Callable[..., Any], **weights: Tensor) -> None:
         super().__init__()
         self.function = function
         for name, weight in weights.items():
@@ -159,8 +212,3 @@ class Function(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(*inputs, **dict(self.named_buffers()))
-
-
-def program_of(function: Any, *inputs: Tensor, dims: Any = None, **weights: Tensor) -> Program:
-    """The NORMAL program of a function: ``inputs`` are its inputs, ``weights`` its parameters."""
-    return normalise(export(Function(function, **weights), *inputs, dims=(dims,) if dims is not None else None))

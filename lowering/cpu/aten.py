@@ -15,7 +15,9 @@ _INT4_GROUPS = (32, 64, 128, 256)
 
 def _refuses_int8(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is None or weight.bits != 8 or weight.granularity != "channel" or not weight.symmetric:
+    if case.scheme.input is None or weight.bits != 8:
+        return ""
+    if weight.granularity != "channel" or not weight.symmetric or case.scheme.input.bits != 8:
         return "it takes 8-bit inputs and int8:channel:sym weights"
     return None
 
@@ -41,8 +43,10 @@ def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 
 def _refuses_int8_weight(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 8 or weight.granularity != "channel" or not weight.symmetric:
-        return "it takes float inputs and int8:channel:sym weights"
+    if case.scheme.input is not None or weight.bits != 8:
+        return ""
+    if weight.granularity != "channel" or not weight.symmetric:
+        return "it takes int8:channel:sym weights"
     return None
 
 
@@ -67,8 +71,10 @@ def _call_int8_weight(
 
 def _refuses_int4(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 4 or weight.symmetric:
-        return "it takes float inputs and int4 asymmetric weights"
+    if case.scheme.input is not None or weight.bits != 4:
+        return ""
+    if weight.symmetric:
+        return "it takes unsigned codes"
     if weight.group not in _INT4_GROUPS:
         return f"it takes groups of {', '.join(map(str, _INT4_GROUPS))}"
     if case.out_features % 16 or case.in_features % weight.group:

@@ -42,7 +42,7 @@ KERNELS = {
 }
 OPERATORS = ["operators.cpp"]
 # No contraction: a fused multiply-add that only one of two kernels got would make M change the result of a row.
-COMMON = ["-O3", "-fPIC", "-ffp-contract=off", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-ignored-attributes"]
+COMMON = ["-O3", "-fPIC", "-ffp-contract=off", "-w"]
 CPU_FLAGS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
 COMPILE_SECONDS = 600
 
@@ -88,6 +88,8 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"it belongs to user {folder.stat().st_uid}")
     except OSError as error:
         raise UnsupportedError(
             f"the folder for compiled kernels cannot be used ({error})",
@@ -152,6 +154,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _compile(cxx: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+
         def one(name: str) -> str:
             output = os.path.join(scratch, name + ".o")
             _run([cxx, *_flags(name), "-c", str(HERE / name), "-o", output])

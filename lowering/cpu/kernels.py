@@ -17,8 +17,8 @@ Three operators, each for any leading shape (M = product of the leading dimensio
     ``out = sum_k bf16(x) * (code - zero) * scale + bias``. x float32, bfloat16 or float16 [..., K], rounded to bfloat16
     first; w_scale bfloat16 [G, N]; w_zero uint8 [G, N] or None for 8; G = ceil(K / group_size), the last group may be
     short; group_size even, or >= K for one group. Up to 4 rows (32 with AMX) weights are exact: error of a float32
-    sum, ``<= 2**-23 * (K / 2 + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where group_size
-    is not a multiple of 8 (32 with AMX), a weight is rounded to bfloat16: ``+ 2**-8 * sum_k |x * w| / 2``.
+    sum, ``<= 2**-24 * (K + G + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where group_size
+    is not a multiple of 8 (32 with AMX), a weight is rounded to bfloat16: ``+ 2**-8 * sum_k |x * w|``.
 ``qpass_cpu::int8_weight_linear(x, w_packed, w_scale, bias, out_features, dtype)``
     ``out = w_scale * sum_k bf16(x) * code + bias``. w_scale float32 [N]. Codes are exact in bfloat16 at every M, so
     only the error of a float32 sum is left.
@@ -99,7 +99,8 @@ def _to_blocks(lanes: Tensor) -> Tensor:
 def _from_blocks(packed: Tensor) -> Tensor:
     blocks, steps = packed.shape[:2]
     words = packed.contiguous().view(torch.int32).view(blocks, steps, BLOCK)
-    return words.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(blocks * BLOCK, steps).view(packed.dtype)
+    words = words.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return words.view(blocks * BLOCK, steps).view(packed.dtype)
 
 
 def pack_int8(codes: Tensor) -> tuple[Tensor, Tensor]:

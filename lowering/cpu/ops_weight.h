@@ -8,7 +8,7 @@ namespace qpass_cpu {
 namespace {
 
 constexpr int64_t kFewRows = 4;     // weights decoded in registers up to here
-constexpr int64_t kFewRowsAmx = 1;  // the same where tiles can take over
+constexpr int64_t kFewRowsAmx[] = {1, 2};  // the same for int4, int8 where tiles can take over
 constexpr int64_t kSmallRows = 32;  // one block of AMX tiles
 
 at::Tensor bf16_rows(const at::Tensor& x, OutType from, int64_t m, int64_t k, int64_t ldx, bool tiles) {
@@ -27,13 +27,14 @@ enum class Path { kRows, kSmallAmx, kPanel };
 Path choose(Isa isa, int64_t m, const WeightArgs& a) {
   bool chunk_groups = a.bits == 8 || a.group % 8 == 0, tile_groups = a.bits == 8 || a.group % 32 == 0;
   bool small_amx = isa == kIsaAmx && m <= kSmallRows && tile_groups;
-  if (m <= (small_amx ? kFewRowsAmx : kFewRows) && chunk_groups) return Path::kRows;
+  if (m <= (small_amx ? kFewRowsAmx[a.bits == 8] : kFewRows) && chunk_groups) return Path::kRows;
   if (small_amx) return Path::kSmallAmx;
   return Path::kPanel;
 }
 
 void compute(const WeightArgs& a, Isa isa, Path path, const Range& r) {
-  const bool bf16 = isa >= kIsaAvx512Bf16;
+  // On cores with AMX, vdpbf16ps was measured to be slower than the float32 FMAs that replace it.
+  const bool bf16 = isa == kIsaAvx512Bf16;
   if (path == Path::kRows) return bf16 ? weight_rows_bf16(a, r) : weight_rows_fp32(a, r);
   if (path == Path::kSmallAmx) return weight_small_amx(a, r);
   if (isa == kIsaAmx) return weight_panel_amx(a, r);

@@ -19,6 +19,7 @@ from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.inductor.compile import Compiled
 from qpass.lowering.reference import DEQUANTIZE
 
+OTHER_KIND = ""
 _MAX_INT8_K = 65793  # 255 · 128 · K stays within int32
 
 
@@ -29,7 +30,7 @@ def _unavailable(case: Case) -> str | None:
 def _refuses_int8(case: Case) -> str | None:
     weight, activation = case.scheme.weight, case.scheme.input
     if activation is None or activation.bits != 8:
-        return "it takes 8-bit inputs"
+        return OTHER_KIND
     if weight.bits != 8 or weight.granularity != "channel" or not weight.symmetric:
         return "it takes int8:channel:sym weights"
     if case.in_features > _MAX_INT8_K:
@@ -60,7 +61,7 @@ def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 def _refuses_int4(case: Case) -> str | None:
     weight = case.scheme.weight
     if case.scheme.input is not None or weight.bits != 4:
-        return "it takes 4-bit weights and float inputs"
+        return OTHER_KIND
     if weight.group % 2 and weight.group < case.in_features:
         return "it takes groups of an even size"
     if weight.symmetric:
@@ -91,7 +92,7 @@ def _call_int4(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 def _refuses_int8_weight(case: Case) -> str | None:
     weight = case.scheme.weight
     if case.scheme.input is not None or weight.bits != 8:
-        return "it takes 8-bit weights and float inputs"
+        return OTHER_KIND
     if weight.granularity != "channel" or not weight.symmetric:
         return "it takes int8:channel:sym weights"
     return _unavailable(case)

@@ -35,12 +35,7 @@ def batch_shapes(
     """dynamic_shapes in which the first dim of the flagged leaves is `dim` and all else static."""
     spec = pytree.tree_structure((args, kwargs))
     shaped_args, shaped_kwargs = pytree.tree_unflatten([{0: dim} if flag else None for flag in flags], spec)
-    return nested_shapes(signature, shaped_args, shaped_kwargs)
-
-
-def nested_shapes(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """dynamic_shapes as torch.export wants them: by parameter, with those of `**kwargs` under its own name."""
-    return dict(signature.bind(*args, **kwargs).arguments)
+    return by_parameter(signature, shaped_args, shaped_kwargs)
 
 
 def align_shapes(
@@ -55,7 +50,8 @@ def align_shapes(
     if not isinstance(shapes, Mapping):
         fix = "pass {parameter name: {dim: torch.export.Dim}}"
         raise InputError(f"dynamic_shapes is a {type(shapes).__name__}", fix=fix)
-    names = list(signature.bind(*args, **kwargs).arguments)
+    shapes = _without_catch_all(signature, shapes)
+    names = list(by_parameter(signature, args, kwargs))
     unknown = [name for name in shapes if name not in names]
     if unknown:
         fix = f"use the names of the example arguments: {', '.join(names)}"
@@ -72,13 +68,18 @@ def flat_dim_names(
         leaves = pytree.tree_leaves(list(values.values()))
         return [{} for leaf in leaves if isinstance(leaf, Tensor)]
     names: list[dict[int, str]] = []
+    for name, value in values.items():
+        names += _walk(value, shapes.get(name))
+    return names
+
+
+def _without_catch_all(signature: inspect.Signature, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """torch.export wants the shapes of `**kwargs` under that name; here each argument stands alone."""
     flat = dict(shapes)
     for key, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD and isinstance(flat.get(key), Mapping):
             flat.update(flat.pop(key))
-    for name, value in values.items():
-        names += _walk(value, flat.get(name))
-    return names
+    return flat
 
 
 def _walk(value: Any, shape: Any) -> list[dict[int, str]]:

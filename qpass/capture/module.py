@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from qpass.capture.blame import reason
 from qpass.capture.convention import TensorSpec
-from qpass.capture.dims import align_shapes, batch_shapes, batched_examples, flat_dim_names, nested_shapes
+from qpass.capture.dims import align_shapes, batch_shapes, batched_examples, flat_dim_names
 from qpass.capture.module_call import Constant, ModuleCall, canonical, leaf_names
 from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
 from qpass.errors import CaptureError, InputError, UnsupportedError
@@ -159,8 +159,7 @@ def _trace_encoder(model: PreTrainedModel, kwargs: dict[str, Any], *, strict: bo
     def attempt() -> ExportedProgram:
         dims = {0: Dim("batch", min=1), 1: Dim("seq", min=1, **bound)}
         wanted = {**{key: dims for key in kwargs}, "return_dict": None}
-        shapes = nested_shapes(forward_signature(model), (), wanted)
-        return trace(model, (), {**kwargs, "return_dict": True}, shapes, strict=strict, owner=model)
+        return trace(model, (), {**kwargs, "return_dict": True}, wanted, strict=strict, owner=model)
 
     try:
         return attempt()

@@ -28,8 +28,9 @@ _DIM = {aten.cat.default: 1, aten.slice.Tensor: 1, aten.softmax.int: 1, aten._so
 _RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default,
             aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
 
-# Just so many arguments are written: layer_norm's eps is a named literal, and cudnn_enable after it does nothing.
-_WRITTEN = {aten.layer_norm.default: 5}
+# Just so many arguments are written: a dimension always; layer_norm's eps, and not cudnn_enable, which does nothing.
+_WRITTEN = {aten.layer_norm.default: 5, aten.cat.default: 2, aten.stack.default: 2, aten.chunk.default: 3,
+            aten.split.Tensor: 3, aten.split_with_sizes.default: 3}
 
 
 def normalise(program: Program) -> Program:
@@ -54,6 +55,7 @@ def normalise_graph(graph: fx.Graph) -> None:
         node.target = _RENAMED.get(node.target, node.target)
         _respell_cast(node)
         _respell_view(node)
+        _respell_square(node)
         _respell_softmax(node)
         _drop_defaults(node)
         same = _same_as(node)
@@ -93,6 +95,12 @@ def _respell_cast(node: fx.Node) -> None:
             node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": value.dtype}
 
 
+def _respell_square(node: fx.Node) -> None:
+    """``square(x)`` -> ``pow(x, 2)``, which is how ATen computes it."""
+    if node.target is aten.square.default:
+        node.target, node.args = aten.pow.Tensor_Scalar, (node.args[0], 2)
+
+
 def _respell_softmax(node: fx.Node) -> None:
     """``softmax(x, dim, dtype)`` in the dtype that x has -> ``softmax(x, dim)``."""
     if node.target is aten.softmax.int and len(node.args) == 3 and node.args[2] == node.args[0].meta["val"].dtype:
@@ -120,7 +128,13 @@ def _same_literal(one: Any, two: Any) -> bool:
 
 
 def _respell_view(node: fx.Node) -> None:
-    """``flatten`` and ``reshape(x, [.., -1])`` with a known size -> ``reshape`` with every size written."""
+    """``flatten`` and ``reshape(x, [.., -1])`` with a known size -> ``reshape`` with every size written.
+
+    But ``flatten(-2)`` of a stack is left, or made: it interleaves, whatever the sizes are.
+    """
+    if _joins_stack(node):
+        node.target, node.args = aten.flatten.using_ints, (node.args[0], -2)
+        return
     if node.target is aten.flatten.using_ints:
         sizes: list[Any] | None = list(node.meta["val"].shape)
     elif node.target in (aten.reshape.default, aten.expand.default) and -1 in node.args[1]:
@@ -132,6 +146,15 @@ def _respell_view(node: fx.Node) -> None:
         node.target = aten.reshape.default
     if node.target is not aten.flatten.using_ints:
         node.args = (node.args[0], sizes)
+
+
+def _joins_stack(node: fx.Node) -> bool:
+    if node.target not in (aten.flatten.using_ints, aten.reshape.default) or not isinstance(node.args[0], fx.Node):
+        return False
+    before, after = _shape(node.args[0]) or (), _shape(node) or ()
+    if node.args[0].target is not aten.stack.default or len(before) != len(after) + 1:
+        return False
+    return all(_equal(one, two) for one, two in zip(before[:-2], after[:-1]))
 
 
 def _same_as(node: fx.Node) -> Any:

@@ -23,9 +23,9 @@ _FLOAT_SENTINEL, _INT_SENTINEL = 1.2345678e-05, 987654321
 class _Unset:
     """A rule whose ``becomes`` is not written yet."""
 
-    def __init__(self, name: str, functions: list[Callable[..., Any]], shapes: _Shapes,
-                 sizes: Mapping[str, int]) -> None:
-        self.name, self.functions, self.shapes, self.sizes = name, functions, shapes, sizes
+    def __init__(self, functions: list[Callable[..., Any]], shapes: _Shapes, sizes: Mapping[str, int],
+                 anchors: tuple[str, ...]) -> None:
+        self.functions, self.shapes, self.sizes, self.anchors = functions, shapes, sizes, anchors
 
     def or_spelled(self, function: Callable[..., Any]) -> _Unset:
         """Another spelling of the same meaning, with the same arguments."""
@@ -43,11 +43,14 @@ class _Unset:
     def _rule(self, function: Callable[..., Any], where: Any) -> Rule:
         doc = inspect.getdoc(inspect.getmodule(self.functions[0])) or ""
         traced = functools.cache(lambda: _trace_all(self.functions, self.shapes, self.sizes))
-        return Rule(name=self.name, doc=doc, patterns=traced, becomes=function, where=where)
+        name = self.functions[0].__name__
+        return Rule(name, doc, traced, becomes=function, where=where, anchors=self.anchors)
 
 
-def rule(*, sizes: Mapping[str, int] | None = None, **shapes: tuple[int, ...]) -> Callable[..., _Unset]:
+def rule(*anchors: str, sizes: Mapping[str, int] | None = None, **shapes: tuple[int, ...]) -> Callable[..., _Unset]:
     """Decorate a pattern function: ``shapes`` gives an example shape for each tensor argument.
+
+    Every spelling holds an op named in ``anchors``; where a graph has none of them, the pattern is not even traced.
 
     Arguments annotated ``float`` or ``int`` are named literal holes, and so is every integer of the example shapes
     that ``sizes`` names: choose sizes that no other literal of the pattern has. The function is traced in float32 and
@@ -55,7 +58,7 @@ def rule(*, sizes: Mapping[str, int] | None = None, **shapes: tuple[int, ...]) -
     """
 
     def wrap(function: Callable[..., Any]) -> _Unset:
-        return _Unset(function.__name__, [function], shapes, sizes or {})
+        return _Unset([function], shapes, sizes or {}, anchors)
 
     return wrap
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import logging
 import sys
@@ -82,7 +83,7 @@ def trace(
     with dynamo_config.patch(fake_tensor_cache_enabled=False), _without_partial_graphs():
         try:
             # Dynamo would trace the hook itself.
-            with contextlib.nullcontext() if strict else _registering_dataclasses(model):
+            with _naming_kwargs(model, kwargs), contextlib.nullcontext() if strict else _registering_dataclasses(model):
                 raw = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
             exported = raw.run_decompositions({})
         except QPassError:
@@ -107,6 +108,33 @@ def _without_partial_graphs() -> Iterator[None]:
     finally:
         rest = seen.getvalue().replace(str(partial), "") if partial else seen.getvalue()
         sys.stderr.write(rest if rest.strip() else "")
+
+
+@contextmanager
+def _naming_kwargs(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """While tracing, show torch.export a forward that names what goes into `**kwargs`.
+
+    torch 2.13 loses track of dynamic_shapes when any argument goes there.
+    """
+    forward = model.forward
+    signature = inspect.signature(forward)
+    parameters = list(signature.parameters.values())
+    catch_all = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+    unnamed = [name for name in kwargs if name not in signature.parameters]
+    if not catch_all or not unnamed or "forward" in model.__dict__:
+        yield
+        return
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in unnamed]
+    named.__signature__ = signature.replace(parameters=[*parameters[:-1], *extra])  # type: ignore[attr-defined]
+    object.__setattr__(model, "forward", named)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "forward")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Mismatch:
         return False
 
 
-_Goals = tuple[tuple[Any, Any], ...]
+_Goals = tuple[tuple[Any, Any, Any], ...]
 
 
 class _Failed(Exception):
@@ -56,25 +56,22 @@ class _Matcher:
         return _Failed(reason)
 
     def solve(self, goals: _Goals) -> None:
-        """Bind every (wanted, found) pair of ``goals``, in order; where an op commutes, try both orders."""
+        """Bind every (wanted, found, argument of) of ``goals``, in order; where an op commutes, try both orders."""
         while goals:
-            (want, got), goals = goals[0], goals[1:]
+            (want, got, owner), goals = goals[0], goals[1:]
             if isinstance(want, list | tuple):
                 if not isinstance(got, list | tuple) or len(want) != len(got):
-                    raise self.fail(f"expected {len(want)} values, found {_show(got)}")
-                goals = (*zip(want, got), *goals)
+                    raise self.fail(f"{_name(owner)}: expected a list of {len(want)}, found {_describe(got)}")
+                goals = (*((one, two, owner) for one, two in zip(want, got)), *goals)
             elif not isinstance(want, fx.Node):
-                self.literal(want, got)
+                self.literal(want, got, owner)
             elif not self.seen(want, got):
                 self.bind(want, got)
                 if want.op == "call_function":
-                    arguments = (*zip(want.args, got.args), *((value, got.kwargs[key])
-                                                              for key, value in want.kwargs.items()))
-                    if want.target in _COMMUTES and len(got.args) == 2 and self.succeeds((*arguments, *goals)):
+                    straight, swapped = _arguments(want, got)
+                    if swapped and self.succeeds((*straight, *goals)):
                         return
-                    if want.target in _COMMUTES and len(got.args) == 2:
-                        arguments = (*zip(want.args, reversed(got.args)), *arguments[2:])
-                    goals = (*arguments, *goals)
+                    goals = (*(swapped or straight), *goals)
 
     def succeeds(self, goals: _Goals) -> bool:
         """Solve ``goals`` if they can be; if not, leave the bindings as they were."""
@@ -86,16 +83,16 @@ class _Matcher:
             return False
         return True
 
-    def literal(self, want: Any, got: Any) -> None:
+    def literal(self, want: Any, got: Any, owner: Any) -> None:
         hole = self.pattern.literals.get(want) if isinstance(want, int | float) and not isinstance(want, bool) else None
         if hole is not None and (isinstance(got, int | float) or _is_size(got)):
             if not _same_size(self.literals.setdefault(hole, got), got):
-                raise self.fail(f"{hole} is {self.literals[hole]} in one place and {got} in another")
+                raise self.fail(f"{_name(owner)}: {hole} is {got}, and {self.literals[hole]} elsewhere")
         elif want in _HALF if isinstance(want, torch.dtype) else False:
             if got not in _HALF or self.literals.setdefault("half_precision", got) != got:
-                raise self.fail(f"expected one half-precision dtype, found {got}")
+                raise self.fail(f"{_name(owner)}: expected one half-precision dtype, found {got}")
         elif type(want) is not type(got) or want != got:
-            raise self.fail(f"expected the literal {want!r}, found {got!r}")
+            raise self.fail(f"{_name(owner)}: expected the literal {want!r}, found {_describe(got)}")
 
     def seen(self, want: fx.Node, got: Any) -> bool:
         if want in self.bound and self.bound[want] is not got:
@@ -119,7 +116,7 @@ def match(pattern: Pattern, node: fx.Node) -> Match | Mismatch:
     """Match ``pattern`` with its anchor at ``node``. Literals are strict; inner values may have no other use."""
     matcher = _Matcher(pattern)
     try:
-        matcher.solve(((pattern.root, node),))
+        matcher.solve(((pattern.root, node, node),))
         _inner_uses(matcher, pattern)
     except _Failed:
         return matcher.deepest
@@ -165,8 +162,20 @@ def _name(got: Any) -> str:
     return str(got.meta.get("name", got.name)) if isinstance(got, fx.Node) else repr(got)
 
 
-def _show(got: Any) -> str:
-    return f"{len(got)}" if isinstance(got, list | tuple) else _op(got)
+def _arguments(want: fx.Node, got: fx.Node) -> tuple[_Goals, _Goals]:
+    """The goals of a call's arguments, and those with the first two swapped if the op commutes."""
+    named = tuple((value, got.kwargs[key], got) for key, value in want.kwargs.items())
+    straight = tuple((one, two, got) for one, two in zip(want.args, got.args))
+    if want.target not in _COMMUTES or len(got.args) != 2:
+        return (*straight, *named), ()
+    swapped = tuple((one, two, got) for one, two in zip(want.args, reversed(got.args)))
+    return (*straight, *named), (*swapped, *named)
+
+
+def _describe(got: Any) -> str:
+    if isinstance(got, list | tuple):
+        return f"a list of {len(got)}"
+    return _name(got) if isinstance(got, fx.Node) else repr(got)
 
 
 def _op(got: Any) -> str:

@@ -11,14 +11,17 @@ from torch import fx
 from qpass.graph.match import Match, Mismatch, match
 from qpass.graph.program import Change, Program, copy_graph
 from qpass.graph.rule import Rule
-from qpass.graph.values import assign_names
+from qpass.graph.values import assign_names, op_name
 
 
 def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
     """Apply every rule at every node, in rule order, consumers first. Returns a new program with a log line each."""
     graph, _ = copy_graph(program.graph)
     changes: list[Change] = []
+    present = {op_name(node.target) for node in graph.nodes if node.op == "call_function"}
     for rule in rules:
+        if rule.anchors and present.isdisjoint(rule.anchors):
+            continue
         patterns = rule.patterns()
         roots = {pattern.root.target for pattern in patterns}
         for node in reversed(list(graph.nodes)):
@@ -69,11 +72,12 @@ def as_proxies(graph: fx.Graph, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: fx.Node) -> fx.Node:
-    """Append what ``build`` makes before ``before``, with the scopes of ``like`` and types where they follow."""
+    """Append what ``build`` makes before ``before``, with the scopes of ``like``; the result has its type too."""
     last = before.prev
     with graph.inserting_before(before):
         built = build()
         result: fx.Node = built.node if isinstance(built, fx.Proxy) else built
+    result.meta.setdefault("val", like.meta["val"])  # known, and running an op on symbolic shapes costs milliseconds
     node = last.next
     while node is not before:
         node.meta.setdefault("scopes", like.meta.get("scopes", ()))

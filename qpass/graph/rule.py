@@ -37,6 +37,7 @@ class Rule:
         patterns: traces and caches the spellings; called on first use.
         becomes: takes the bound values by name, returns the expression that replaces the match.
         where: an extra condition on the bound values: None if it holds, else the reason in words.
+        anchors: names of ops, at least one of which every spelling holds.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Rule:
     patterns: Callable[[], tuple[Pattern, ...]]
     becomes: Callable[..., Any]
     where: Callable[[Mapping[str, Any]], str | None] | None = None
+    anchors: tuple[str, ...] = ()

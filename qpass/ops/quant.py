@@ -38,7 +38,9 @@ def rms_norm_quantize(
     return quantize(rms_norm(x, weight, eps, offset, late_cast), format)
 
 
-@define("layer_norm_quantize(Tensor x, Tensor? weight, Tensor? bias, float eps, str format) -> (Tensor, Tensor, Tensor)")
+@define(
+    "layer_norm_quantize(Tensor x, Tensor? weight, Tensor? bias, float eps, str format) -> (Tensor, Tensor, Tensor)"
+)
 def layer_norm_quantize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, format: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,7 +61,7 @@ def names(node: fx.Node) -> list[str]:
     weight = node.args[1]
     found = [str(weight.target)] if isinstance(weight, fx.Node) and weight.op == "get_attr" else []
     found += [f"{re.sub('@[0-9]+', '', scopes(node)[-1])}.weight"] if scopes(node) else []
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or [str(node.meta["name"])]
 
 
 def _line(node: fx.Node, recipe: Recipe) -> Line | None:
@@ -84,9 +84,25 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if others and line.glob == "*":
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
         return replace(choice, reason=reason)
+    if line.glob == "*" and _chooses(node):
+        return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
     case = case_of(node, line.scheme)
     kernel, refusals = target.pick(case)
     return replace(choice, scheme=line.scheme, kernel=kernel, notes=(*_notes(case), *refusals))
+
+
+def _chooses(node: fx.Node) -> bool:
+    """Whether a linear's result is ranked (``topk``), as a router's is, within a few elementwise steps."""
+    front = [node]
+    for _ in range(6):
+        front = [user for value in front for user in value.users if user.op == "call_function"]
+        if any(op_name(user.target) in ("topk", "argmax", "sort") for user in front):
+            return True
+        front = [user for user in front if op_name(user.target) in _RANKED]
+    return False
+
+
+_RANKED = frozenset({"softmax", "_softmax", "sigmoid", "_to_copy", "add", "mul", "reshape"})
 
 
 def case_of(node: fx.Node, scheme: Scheme) -> Case:
@@ -101,6 +117,19 @@ def _notes(case: Case) -> list[str]:
     return [f"the last of {fmt.groups(case.in_features)} groups has {short} of {fmt.group} values"] if short else []
 
 
+def unreached(program: Program, recipe: Recipe) -> dict[Line, str]:
+    """The lines of a recipe that no linear of a NORMAL program takes, and why."""
+    linears = list(program.nodes(aten.linear.default))
+    used = {line for node in linears if (line := _line(node, recipe))}
+    return {line: _why_idle(line, linears) for line in recipe.lines if line not in used}
+
+
+def _why_idle(line: Line, linears: list[fx.Node]) -> str:
+    if any(line.matches(names(node)) for node in linears):
+        return "lines above it match all it matches"
+    return "it matches no linear" if linears else "the graph has no linear"
+
+
 def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
     used = {line for node in linears if (line := _line(node, recipe))}
     every = list(dict.fromkeys(name for node in linears for name in names(node)))
@@ -110,7 +139,7 @@ def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
         if any(line.matches(names(node)) for node in linears):
             raise RecipeError(f"the line {line.glob!r} is never reached: lines above it match all it matches",
                               where=f"recipe {recipe.name}", fix="move it up or remove it")
-        if not every:
+        if not linears:
             raise RecipeError("the model has no linear", where=f"recipe {recipe.name}", fix="check the model")
         close = nearest(line.glob.replace("*", ""), every) or f"name one of {', '.join(every[:3])}, ..."
         raise RecipeError(f"the line {line.glob!r} matches no linear", where=f"recipe {recipe.name}", fix=close)
@@ -161,7 +190,7 @@ class Plan:
 
 def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     """The plan of a PLANNED program."""
-    choices = tuple((names(node)[-1].removesuffix(".weight") if names(node) else node.meta["name"], node.meta["plan"])
+    choices = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
                     for node in program.graph.nodes if node.target is aten.linear.default)
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program))

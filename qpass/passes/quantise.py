@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, fx
 from qpass.errors import NumericsError
 from qpass.formats import Format
 from qpass.graph.program import Derived, Param, Program, copy_graph
-from qpass.graph.rewrite import infer
 from qpass.graph.values import assign_names
 from qpass.numerics import affine
 
@@ -34,6 +34,7 @@ def quantise(program: Program) -> Program:
     """
     graph, _ = copy_graph(program.graph)
     params, history = dict(program.params), dict(program.history)
+    types: _Types = {}
     inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
     weights: dict[tuple[fx.Node, Format, torch.dtype], fx.Node] = {}
     for node in list(graph.nodes):
@@ -41,7 +42,7 @@ def quantise(program: Program) -> Program:
         if choice is None or choice.scheme is None:
             continue
         x, weight = node.args[:2]
-        builder = _Builder(graph, node)
+        builder = _Builder(graph, node, types)
         key = (weight, choice.scheme.weight, node.meta["val"].dtype)
         if key not in weights:
             _check_finite(program, weight.target)
@@ -56,28 +57,36 @@ def quantise(program: Program) -> Program:
     return program.with_graph(graph, params=params, history=history, stage="QUANTISED")
 
 
+_Types = dict[tuple[tuple[str, ...], torch.dtype], Tensor]
+
+
 class _Builder:
     """Calls inserted before one node, typed as they are made."""
 
-    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        self.graph, self.node = graph, node
+    def __init__(self, graph: fx.Graph, node: fx.Node, types: _Types) -> None:
+        self.graph, self.node, self.types = graph, node, types
 
-    def call(self, target: Any, *args: Any, name: str | None = None) -> fx.Node:
+    def call(self, target: Any, *args: Any, val: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.node):
-            made = self.graph.call_function(target, args)
-        made.meta["scopes"] = self.node.meta.get("scopes", ())
-        made.meta["rule"] = "quantise"
+            made = self.graph.call_function(target, args, kwargs)
+        made.meta.update(scopes=self.node.meta.get("scopes", ()), rule="quantise", val=val)
         if name:
             made.meta["name"] = name
-        infer(made)
         return made
+
+    def type(self, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        """A fake tensor; one is shared by all values of a type, since each costs milliseconds on symbolic shapes."""
+        key = (tuple(str(size) for size in shape), dtype)
+        if key not in self.types:
+            value = self.node.meta["val"]
+            with value.fake_mode:
+                self.types[key] = torch.empty(tuple(shape), dtype=dtype, device=value.device)
+        return self.types[key]
 
     def param(self, name: str, like: Tensor) -> fx.Node:
         with self.graph.inserting_before(self.node):
             made = self.graph.create_node("get_attr", name)
-        mode = self.node.meta["val"].fake_mode
-        with mode:
-            made.meta.update(name=name, val=torch.empty(like.shape, dtype=like.dtype, device=self.node.meta["val"].device))
+        made.meta.update(name=name, val=self.type(like.shape, like.dtype))
         return made
 
 
@@ -94,12 +103,14 @@ def _weight(build: _Builder, params: dict[str, Param], history: dict[str, Any], 
     zeros = None if fmt.symmetric else build.param(zero, params[zero].like)
     extra = affine.padding(fmt, width)
     if extra:
-        value = build.call(aten.constant_pad_nd.default, value, [0, extra])
+        padded = build.type((rows, width + extra), fmt.code_dtype)
+        value = build.call(aten.constant_pad_nd.default, value, [0, extra], val=padded)
     least, most = fmt.range
     block = affine.block(fmt, width + extra)
     dtype = weight.meta["val"].dtype
-    value = build.call(affine.DEQUANTIZE, value, block, scales, zeros, fmt.code_dtype, least, most, dtype)
-    return build.call(aten.slice.Tensor, value, -1, 0, width) if extra else value
+    whole = build.type((rows, width + extra), dtype)
+    value = build.call(affine.DEQUANTIZE, value, block, scales, zeros, fmt.code_dtype, least, most, dtype, val=whole)
+    return build.call(aten.slice.Tensor, value, -1, 0, width, val=weight.meta["val"]) if extra else value
 
 
 def derive(name: str, rows: int, width: int, fmt: Format) -> dict[str, Derived]:
@@ -126,18 +137,20 @@ def _input(build: _Builder, x: fx.Node, fmt: Format) -> fx.Node:
     value, name = x.meta["val"], x.meta["name"]
     wide = x
     if value.dtype is not torch.float32:
-        wide = build.call(aten._to_copy.default, x)
-        wide.kwargs = {"dtype": torch.float32}
-        infer(wide)
+        widened = build.type(value.shape, torch.float32)
+        wide = build.call(aten._to_copy.default, x, val=widened, dtype=torch.float32)
     block = [1] * (value.dim() - 1) + [value.shape[-1]]
     least, most = fmt.range
+    rows = (*value.shape[:-1], 1)
+    qparams = build.type(rows, torch.float32), build.type(rows, torch.int32)
     chosen = build.call(affine.CHOOSE, wide, affine.mapping(fmt), block, fmt.code_dtype, least, most, affine.EPSILON,
-                        torch.float32, torch.int32, True, name=f"{name}.qparams")
-    scale = build.call(operator.getitem, chosen, 0, name=f"{name}.scale")
-    zero = build.call(operator.getitem, chosen, 1, name=f"{name}.zero")
-    codes = build.call(affine.QUANTIZE, wide, block, scale, zero, fmt.code_dtype, least, most, name=f"{name}.codes")
+                        torch.float32, torch.int32, True, name=f"{name}.qparams", val=qparams)
+    scale = build.call(operator.getitem, chosen, 0, name=f"{name}.scale", val=qparams[0])
+    zero = build.call(operator.getitem, chosen, 1, name=f"{name}.zero", val=qparams[1])
+    codes = build.call(affine.QUANTIZE, wide, block, scale, zero, fmt.code_dtype, least, most, name=f"{name}.codes",
+                       val=build.type(value.shape, fmt.code_dtype))
     return build.call(affine.DEQUANTIZE, codes, block, scale, zero, fmt.code_dtype, least, most, value.dtype,
-                      name=f"{name}.dequantized")
+                      name=f"{name}.dequantized", val=build.type(value.shape, value.dtype))
 
 
 def _check_finite(program: Program, name: str) -> None:

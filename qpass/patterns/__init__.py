@@ -21,7 +21,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 # Files whose patterns are parts of larger ones, raised after all others. A norm with 1 + w is a norm with a vector.
-_LAST = ("rms_norm_offset", "rms_norm", "rms_norm_late", "rms_norm_plain", "activation")
+_LAST = ("rms_norm_offset", "rms_norm_late", "rms_norm", "rms_norm_plain", "activation")
 
 
 def _order(file: str) -> tuple[int, str]:

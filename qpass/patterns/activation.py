@@ -20,6 +20,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 from qpass.graph.rule import Rule
 from qpass.ops.activation import KINDS
+from qpass.patterns.gated import ANCHORS
 
 
 def _rule(kind: str, *functions: Callable[[Tensor], Tensor]) -> Rule:
@@ -33,7 +34,7 @@ def _rule(kind: str, *functions: Callable[[Tensor], Tensor]) -> Rule:
         activation.__name__ = kind
         return activation
 
-    unset = rule(x=(2, 3, 8))(spelled(functions[0]))
+    unset = rule(*ANCHORS[kind], x=(2, 3, 8))(spelled(functions[0]))
     for function in functions[1:]:
         unset.or_spelled(spelled(function))
     return unset.becomes(becomes)
@@ -47,5 +48,6 @@ def _fast_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
 
 
-RULES = [_rule(kind, function) for kind, function in KINDS.items() if kind != "gelu_tanh"]
+# relu_squared comes before relu, which is a part of it.
+RULES = [_rule(kind, function) for kind, function in reversed(KINDS.items()) if kind != "gelu_tanh"]
 RULES.append(_rule("gelu_tanh", KINDS["gelu_tanh"], _new_gelu, _fast_gelu))

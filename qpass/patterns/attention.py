@@ -70,7 +70,8 @@ def _rules(name: str, heads: Heads, **options: bool) -> list[Rule]:
     def one(function: Callable[..., Tensor]) -> Rule:
         function.__name__ = f"{name}_{function.__name__}"
         shapes = {"q": _Q, "k": kv, "v": kv, **({"mask": _MASK} if "_masked" in function.__name__ else {})}
-        return rule(sizes=sizes, **shapes)(function).becomes_where(four_dims)(_becomes("_causal" in function.__name__))
+        unset = rule("scaled_dot_product_attention", sizes=sizes, **shapes)(function)
+        return unset.becomes_where(four_dims)(_becomes("_causal" in function.__name__))
 
     return [one(function) for function in (masked_scaled, masked, causal_scaled, causal, full_scaled, full)]
 

@@ -17,7 +17,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 
 
-@rule(past=(2, 3, 5, 7), new=(2, 3, 1, 7))
+@rule("cat", past=(2, 3, 5, 7), new=(2, 3, 1, 7))
 def cache_update(past: Tensor, new: Tensor) -> Tensor:
     return torch.cat((past, new), dim=-2)
 

@@ -67,8 +67,9 @@ def _rules(name: str, heads: Heads) -> list[Rule]:
     for kind, function in _functions(heads, _upcast).items():
         function.__name__ = f"{name}_{kind}"
         shapes = {"q": _Q, "k": kv, "v": kv, **({"mask": _MASK} if "masked" in kind else {})}
-        spelled = rule(sizes=sizes, **shapes)(function).or_spelled(_functions(heads, _direct)[kind])
-        made.append(spelled.becomes_where(four_dims)(_becomes))
+        unset = rule("softmax", "_softmax", sizes=sizes, **shapes)(function)
+        unset.or_spelled(_functions(heads, _direct)[kind])
+        made.append(unset.becomes_where(four_dims)(_becomes))
     return made
 
 

@@ -19,6 +19,11 @@ from qpass.capture.pattern import rule
 from qpass.graph.rule import Rule
 from qpass.ops.activation import KINDS
 
+ANCHORS = {
+    "silu": ("silu",), "gelu": ("gelu",), "gelu_tanh": ("gelu", "tanh"), "quick_gelu": ("sigmoid",), "relu": ("relu",),
+    "relu_squared": ("relu",),
+}  # fmt: skip
+
 
 def _rule(kind: str, function: Callable[[Tensor], Tensor]) -> Rule:
     def gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -28,7 +33,7 @@ def _rule(kind: str, function: Callable[[Tensor], Tensor]) -> Rule:
         return ops.gated(gate, up, kind)
 
     gated.__name__ = f"gated_{kind}"
-    return rule(gate=(2, 3, 8), up=(2, 3, 8))(gated).becomes(becomes)
+    return rule(*ANCHORS[kind], gate=(2, 3, 8), up=(2, 3, 8))(gated).becomes(becomes)
 
 
 RULES = [_rule(kind, function) for kind, function in KINDS.items()]

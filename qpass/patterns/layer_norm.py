@@ -20,7 +20,7 @@ from qpass.capture.pattern import rule
 _X, _W, _SIZES = (2, 3, 97), (97,), {"width": 97}
 
 
-@rule(x=_X, w=_W, b=_W, sizes=_SIZES)
+@rule("layer_norm", x=_X, w=_W, b=_W, sizes=_SIZES)
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (97,), w, b, eps)
 
@@ -30,7 +30,7 @@ def rule_layer_norm(x: Any, w: Any, b: Any, eps: Any, width: Any) -> Any:
     return ops.layer_norm(x, w, b, eps)
 
 
-@rule(x=_X, w=_W, sizes=_SIZES)
+@rule("layer_norm", x=_X, w=_W, sizes=_SIZES)
 def layer_norm_no_bias(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (97,), w, None, eps)
 
@@ -40,7 +40,7 @@ def rule_layer_norm_no_bias(x: Any, w: Any, eps: Any, width: Any) -> Any:
     return ops.layer_norm(x, w, None, eps)
 
 
-@rule(x=_X, sizes=_SIZES)
+@rule("layer_norm", x=_X, sizes=_SIZES)
 def layer_norm_plain(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (97,), None, None, eps)
 

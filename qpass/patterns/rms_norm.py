@@ -19,7 +19,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 
 
-@rule(x=(2, 3, 8), w=(8,))
+@rule("rsqrt", x=(2, 3, 8), w=(8,))
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)

@@ -10,6 +10,7 @@ round another way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def _normed(x: Tensor, eps: float) -> Tensor:
     return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
 
 
-@rule(x=(2, 3, 97), w=(97,))
+@rule("rsqrt", x=(2, 3, 97), w=(97,))
 def rms_norm_late(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (w * _normed(x, eps)).to(x.dtype)
 
@@ -35,12 +36,18 @@ def _cast(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (w.to(torch.float32) * _normed(x, eps)).to(x.dtype)
 
 
-@rms_norm_late.or_spelled(_cast).becomes_where(per_channel)
+def _rounds(bound: Mapping[str, Any]) -> str | None:
+    if bound["x"].meta["val"].dtype is torch.float32:
+        return "x is float32: there is no rounding to be late"
+    return per_channel(bound)
+
+
+@rms_norm_late.or_spelled(_cast).becomes_where(_rounds)
 def rule_rms_norm_late(x: Any, w: Any, eps: Any) -> Any:
     return ops.rms_norm(x, w, eps, 0.0, True)
 
 
-@rule(x=(2, 3, 97), w=(97,), sizes={"width": 97})
+@rule("rms_norm", x=(2, 3, 97), w=(97,), sizes={"width": 97})
 def rms_norm_aten(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (97,), w, eps)
 

@@ -18,7 +18,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 
 
-@rule(x=(2, 3, 8))
+@rule("rsqrt", x=(2, 3, 8))
 def rms_norm_plain(x: Tensor, eps: float) -> Tensor:
     h = x.to(torch.float32)
     return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)

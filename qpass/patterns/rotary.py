@@ -19,7 +19,7 @@ from qpass import ops
 from qpass.capture.pattern import rule
 
 
-@rule(x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22), sizes={"half": 11})
+@rule("neg", x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22), sizes={"half": 11})
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.cat((-x[..., 11:], x[..., :11]), dim=-1)
     return (x * cos) + (turned * sin)
@@ -35,12 +35,12 @@ def rule_rotary(x: Any, cos: Any, sin: Any, half: Any) -> Any:
     return ops.rotary(x, cos, sin)
 
 
-@rule(x=(7, 3, 5, 22), cos=(7, 1, 5, 22), sin=(7, 1, 5, 22), sizes={"d0": 7, "d1": 3, "d2": 5, "width": 22})
+@rule("neg", x=(2, 3, 5, 22), cos=(2, 1, 5, 22), sin=(2, 1, 5, 22))
 def rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     return (x * cos) + (turned * sin)
 
 
 @rotary_interleaved.becomes
-def rule_rotary_interleaved(x: Any, cos: Any, sin: Any, **sizes: Any) -> Any:
+def rule_rotary_interleaved(x: Any, cos: Any, sin: Any) -> Any:
     return ops.rotary(x, cos, sin, True)

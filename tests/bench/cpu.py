@@ -1,7 +1,9 @@
 """Speed and memory on a CPU, beside eager PyTorch, Inductor and torchao: ``python -m tests.bench.cpu --model small``.
 
 All variants of a run live in one process and take turns, so that a drift of the machine touches each of them; what
-counts is the ratio to the float baseline of the same turn. Results are kept in ``docs/benchmarks/cpu.json`` (a run
+counts is the ratio to the float baseline of the same turn. On a machine that does other work as well, set
+OMP_WAIT_POLICY=PASSIVE (waiting threads then sleep and do not take the core from the one they wait for) or --threads 1;
+both are in the table's description of the machine. Results are kept in ``docs/benchmarks/cpu.json`` (a run
 replaces what it measured again), and ``docs/benchmarks/cpu.md`` is made from it.
 """
 
@@ -16,9 +18,7 @@ import traceback
 import warnings
 from statistics import median
 
-# Waiting threads must sleep and not spin: a spinning one takes the core from the one that it waits for. And torchao
-# tries to load its GPU kernels. Both are read when torch and torchao are imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torchao is imported: it would try to load its GPU kernels, and say at length that it cannot.
 os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
 warnings.filterwarnings("ignore")
 

@@ -121,7 +121,8 @@ def main() -> None:
     kernels.load()
     print(f"isa {kernels.isa()}, {torch.get_num_threads()} threads, medians of {args.rounds}, ms; group {GROUP}")
     names = [*RIVALS, "bf16", "bf16 pre", "fp32", "_int_mm", "qlinear", "int8pack", "int4pack"]
-    print(f"{'KxN':>10} {'M':>4} " + " ".join(f"{name:>8}" for name in names) + "   best of torch / ours: int8 int4 w8a16")
+    head = " ".join(f"{name:>8}" for name in names)
+    print(f"{'KxN':>10} {'M':>4} {head}   best of torch / ours: int8 int4 w8a16")
     for shape in args.shapes.split(","):
         k, n = map(int, shape.split("x"))
         layers = [Layer(k, n) for _ in range(min(40, max(2, CACHE_BYTES // (k * n * 9) + 1)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,7 @@ def describe_machine(threads: int) -> dict[str, str]:
         "cpu": fields.get("model name", platform.processor()),
         "flags": " ".join(sorted(flags)),
         "threads": str(threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchao", "transformers")},
         "date": datetime.date.today().isoformat(),

@@ -82,19 +82,19 @@ def _mamba() -> nn.Module:
 _IN, _NO, _NOT = InputError, UnsupportedError, CaptureError
 _REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "training": (lambda: nn.Linear(4, 4), (X,), _IN, "The model is in training mode (at Linear). Fix: call model.eval"),
-    "partly": (_partly_training, (X,), _IN, "The model is in training mode (at module `1`). Fix: call model.eval() first."),
-    "meta": (_meta, (X,), _IN, "The model has a parameter without data on the meta device (at weight). Fix: load the"),
-    "compiled": (_compiled, (X,), _IN, "The model is already compiled by qpass. Fix: compile the original float model."),
+    "partly": (_partly_training, (X,), _IN, "The model is in training mode (at module `1`). Fix: call model.eval()"),
+    "meta": (_meta, (X,), _IN, "The model has a parameter without data on the meta device (at weight). Fix: "),
+    "compiled": (_compiled, (X,), _IN, "The model is already compiled by qpass. Fix: compile the original"),
     "no module": (lambda: 3, (X,), _IN, "The model is a int, not a torch.nn.Module. Fix: pass the module itself."),
     "no example": (_of(Branch), (), _NOT, "A plain module needs example inputs (at Branch). Fix: pass export_model("),
     "no tuple": (_of(Branch), X, _IN, "args is a Tensor, not a tuple of example inputs. Fix: pass a tuple"),
-    "two": (_of(Branch), (X, X), _IN, "The example inputs do not fit forward: too many positional arguments (at Branch)"),
+    "two": (_of(Branch), (X, X), _IN, "The example inputs do not fit forward: too many positional arguments (at"),
     "empty": (_of(Branch), (X[:0],), _IN, "An example input is empty, shape [0, 4] (at args[0]). Fix: pass examples"),
     "buffer": (_of(Counter), (X,), _NO, "The model's forward writes to a buffer (at buffer `calls`). Fix: keep"),
     "input": (_of(InPlace), (X,), _NO, "The model's forward writes to its input (at input `x`). Fix: return"),
     "size": (_of(Size), (X,), _NO, "The model returns a size that depends on its input, output 1 (at Size)"),
-    "flash": (_flash, (), _NO, "Attention implementation `flash_attention_2` cannot be captured (at config). Fix: load"),
-    "mamba": (_mamba, (), _NO, "The language model keeps no key/value cache (at MambaForCausalLM). Fix: use a model"),
+    "flash": (_flash, (), _NO, "Attention implementation `flash_attention_2` cannot be captured (at config). Fix:"),
+    "mamba": (_mamba, (), _NO, "The language model keeps no key/value cache (at MambaForCausalLM). Fix: use"),
 }
 
 
@@ -127,12 +127,9 @@ def test_a_line_inside_a_library_model_is_shown() -> None:
     assert "modeling_llama.py:" in str(error.value)
 
 
-def test_examples_and_shapes_of_a_causal_lm() -> None:
-    model = causal_lm("opt")
+def test_shapes_of_a_causal_lm_are_fixed() -> None:
     with pytest.raises(InputError, match="batch, seq and past of a causal language model are always dynamic"):
-        export_model(model, dynamic_shapes={"input_ids": None})
-    captured = export_model(model, (torch.ones(1, 3, dtype=torch.int64),))
-    assert captured.call.notes == ("example inputs were not used: a causal language model does not need them",)
+        export_model(causal_lm("opt"), dynamic_shapes={"input_ids": None})
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -149,7 +146,8 @@ def test_model_and_global_state_are_as_before(fails: bool) -> None:
         with pytest.raises(CaptureError):
             export_model(model, (X,))
     else:
-        export_model(model)
+        found = export_model(model, (torch.ones(1, 3, dtype=torch.int64),))
+        assert found.call.notes == ("example inputs were not used: a causal language model does not need them",)
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32 and warnings.filters == filters
     assert len(model._forward_hooks) == 1 and not model.training and model.__dict__.keys() == attributes.keys()

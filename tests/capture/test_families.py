@@ -77,12 +77,8 @@ def test_the_cache_is_one_concatenation_a_tensor(captured: Any) -> None:
         assert cached.args[0][0].op == "placeholder"
 
 
-def test_tied_weights_are_one_tensor() -> None:
-    from qpass.capture.export import export_model
-
-    from .models import causal_lm
-
-    model = causal_lm("gpt2")
-    state = export_model(model).exported.state_dict
+def test_tied_weights_are_one_tensor(captured: Any) -> None:
+    model, _, found = captured("gpt2")
+    state = found.exported.state_dict
     assert model.lm_head.weight is model.transformer.wte.weight
     assert state["m.lm_head.weight"] is state["m.transformer.wte.weight"] is model.lm_head.weight

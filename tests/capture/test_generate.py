@@ -138,7 +138,8 @@ def test_bad_calls_say_what_was_expected(captured: Any) -> None:
     _, rebuilt, _ = captured("llama")
     ids = torch.randint(2, 250, (2, 7))
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
-        (UnsupportedError, "does not take `inputs_embeds`. Fix: pass input_ids", {"inputs_embeds": torch.ones(1, 2, 64)}),
+        (UnsupportedError, "does not take `inputs_embeds`. Fix: pass input_ids",
+         {"inputs_embeds": torch.ones(1, 2, 64)}),
         (InputError, "`input_ids` is NoneType, it must be int64[batch, seq]", {}),
         (InputError, "`attention_mask` has shape [2, 6], expected [2, 7] (batch, 0 past + 7 new tokens)",
          {"input_ids": ids, "attention_mask": torch.ones(2, 6)}),

@@ -203,14 +203,19 @@ def test_tied_shared_and_constant_tensors() -> None:
 
 def test_without_tensors_in_float_or_without_parameters() -> None:
     class Ids(nn.Module):
-        def forward(self, ids: Tensor, *more: Tensor, last: Tensor) -> Tensor:
-            return ids + sum(more) + last
+        def forward(self, ids: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
+            return ids + sum(more) + named["last"]
 
     x = torch.arange(6).view(3, 2)
     rebuilt, found = float_copy(Ids().eval(), (x, x, x), {"last": x})
     assert [spec.name for spec in found.call.inputs] == ["ids", "more[0]", "more[1]", "last"]
     y = torch.arange(8).view(4, 2)
     assert torch.equal(rebuilt(y, y, y, last=y), 4 * y)
+    assert found.call.inputs[3].shape == ("batch", 2)
+    rows = {0: Dim("rows")}
+    for shapes in ({"ids": rows, "named": {"last": rows}}, {"ids": rows, "last": rows}):
+        _, found = float_copy(Ids().eval(), (x,), {"last": x}, dynamic_shapes=shapes)
+        assert list(found.dims.values()) == ["rows"]
 
 
 def test_strict_mode() -> None:

@@ -1,0 +1,98 @@
+"""What holds for every op of the dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qpass.ops import REGISTRY
+
+ROW = "int8:token:asym"
+WEIGHT = "int8:channel:sym"
+
+
+def _float(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def _quantized() -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, zero = REGISTRY["quantize"].call(_float(2, 3, 8), ROW)
+    return codes, scale, zero
+
+
+def _weight() -> tuple[Tensor, Tensor]:
+    return torch.randint(-127, 128, (6, 8), dtype=torch.int8), torch.rand(6, 1) + 0.5
+
+
+def _examples() -> dict[str, list[tuple[Any, ...]]]:
+    x, w, q = _float(2, 3, 8), _float(8), _float(2, 4, 5, 8)
+    kv, mask = _float(2, 2, 5, 8), _float(2, 1, 5, 5)
+    codes, scale = _weight()
+    return {
+        "activation": [(x, "silu"), (x, "relu_squared")],
+        "activation_quantize": [(x, "gelu", ROW)],
+        "attention": [(q, kv, kv, mask), (q, q, q, None, True, 0.3), (q, kv, kv, None)],
+        "cache_update": [(kv, kv[:, :, :1])],
+        "eager_attention": [(q, kv, kv, mask, 0.3, 50.0), (q, q, q, None, 0.3)],
+        "gated": [(x, x, "silu")],
+        "gated_quantize": [(x, x, "silu", ROW)],
+        "layer_norm": [(x, w, w, 1e-5), (x, w, None, 1e-5), (x, None, None, 1e-5)],
+        "layer_norm_quantize": [(x, w, w, 1e-5, ROW)],
+        "linear": [(*_quantized(), codes, scale, None, _float(6), ROW, WEIGHT, torch.float32)],
+        "quantize": [(x, ROW)],
+        "rms_norm": [(x, w, 1e-6), (x, w, 1e-6, 1.0, True), (x, None, 1e-6, 0.0, True)],
+        "rms_norm_quantize": [(x, w, 1e-6, 0.0, False, ROW), (x, None, 1e-6, 0.0, True, ROW)],
+        "rotary": [(q, q, q), (q, q, q, True)],
+        "weight_only_linear": [(x, codes, scale, None, None, WEIGHT)],
+    }
+
+
+def _types(values: Any) -> list[tuple[torch.dtype, torch.Size, str]]:
+    return [(value.dtype, value.shape, str(value.device)) for value in pytree.tree_leaves(values)]
+
+
+def test_every_op_has_an_example() -> None:
+    assert sorted(REGISTRY) == sorted(_examples()), "give each op of the dialect an example in this file"
+
+
+@pytest.mark.parametrize("name", sorted(_examples()))
+def test_call_is_meaning(name: str) -> None:
+    op = REGISTRY[name]
+    for args in _examples()[name]:
+        for one, two in zip(pytree.tree_leaves(op.call(*args)), pytree.tree_leaves(op.meaning(*args))):
+            assert one.dtype == two.dtype and torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", sorted(_examples()))
+def test_fake_agrees_with_real(name: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for args in _examples()[name]:
+        mode = FakeTensorMode()
+        fakes = pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
+        with mode:
+            fake = REGISTRY[name].call(*fakes)
+        assert _types(fake) == _types(REGISTRY[name].call(*args))
+
+
+@pytest.mark.parametrize("name", sorted(_examples()))
+def test_inputs_are_not_written(name: str) -> None:
+    for args in _examples()[name]:
+        before = pytree.tree_map_only(torch.Tensor, torch.clone, args)
+        REGISTRY[name].call(*args)
+        for one, two in zip(pytree.tree_leaves(before), pytree.tree_leaves(args)):
+            assert torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_schema_is_plain_and_documented(name: str) -> None:
+    schema = REGISTRY[name].call._schema
+    assert schema.name == f"qpass::{name}" and not schema.is_mutable
+    assert not any(argument.kwarg_only for argument in schema.arguments)
+    parameters = REGISTRY[name].meaning.__code__.co_varnames[: REGISTRY[name].meaning.__code__.co_argcount]
+    assert [argument.name for argument in schema.arguments] == list(parameters)
+    assert len(REGISTRY[name].doc) > 30

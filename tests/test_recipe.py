@@ -1,0 +1,57 @@
+"""Recipes are plain data: every spelling gives the same recipe, every mistake an error that names the fix."""
+
+import json
+
+import pytest
+
+from qpass.errors import RecipeError
+from qpass.recipe import Recipe
+
+DATA = {"linears": {"lm_head": "keep", "*.down_proj": "w8a16", "*": "w4a16-g128"}}
+
+
+def test_python_json_and_yaml_agree(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps(DATA))
+    (tmp_path / "mine.yaml").write_text("linears:\n  lm_head: keep\n  '*.down_proj': w8a16\n  '*': w4a16-g128\n")
+    recipes = [Recipe.parse(DATA), Recipe.parse(tmp_path / "mine.json"), Recipe.parse(str(tmp_path / "mine.yaml"))]
+    assert len({recipe.lines for recipe in recipes}) == 1
+    assert recipes[1].name == "mine"
+
+
+def test_as_dict_round_trips():
+    recipe = Recipe.parse(DATA)
+    assert Recipe.parse(recipe.as_dict()) == recipe
+
+
+def test_first_match_wins_with_and_without_the_weight_suffix():
+    recipe = Recipe.parse(DATA)
+    winner = next(line for line in recipe.lines if line.matches(["model.layers.0.mlp.down_proj.weight"]))
+    assert winner.glob == "*.down_proj"
+    assert recipe.lines[0].matches(["embed.weight", "lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("w8a8-in8", "unknown scheme 'w8a8-in8'. Fix: use 'w8a8-int8'."),
+        ({"linear": {"*": "w8a16"}}, "unknown field 'linear' in a recipe. Fix: use 'linears'."),
+        ({"linears": {}}, "a recipe without a mapping 'linears'"),
+        ({"linears": {"*": "w8a61"}}, "unknown scheme 'w8a61' (at line '*'). Fix: use 'w8a16'."),
+        ("nowhere.yaml", "cannot read the recipe: No such file or directory (at nowhere.yaml)"),
+    ],
+)
+def test_mistakes(recipe, message):
+    with pytest.raises(RecipeError) as error:
+        Recipe.parse(recipe)
+    assert message in str(error.value)
+
+
+def test_hostile_yaml_is_refused(tmp_path):
+    bomb = tmp_path / "bomb.yaml"
+    bomb.write_text("a: &a [x, x]\nlinears: {'*': *a}\n")
+    with pytest.raises(RecipeError, match="aliases are not allowed"):
+        Recipe.parse(bomb)
+    code = tmp_path / "code.yaml"
+    code.write_text("linears: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        Recipe.parse(code)

@@ -1,5 +1,6 @@
 """qpass: a PyTorch 2 compiler pass for transformer quantization."""
 
+import qpass._torchao  # noqa: F401  before anything that imports torchao
 from qpass.errors import (
     CaptureError,
     InputError,

@@ -135,17 +135,20 @@ def tables(report: Report) -> list[Table]:
     quantized = [_cells(row, "name", "shape", "format", "kernel") for row in report.linears if row["format"]]
     kept = [_cells(row, "name", "shape", "reason") for row in report.linears if not row["format"]]
     kept += [(row["name"], "", row["reason"]) for row in report.kept]
-    changed = [(row["where"], _starred(row["where"], row["what"])) for row in report.log]
-    joined = [row for row in changed if row[1].startswith("joined")]
-    others = [row for row in changed if not row[1].startswith("joined")]
+    log = [(row["where"], row["by"], _starred(row["where"], row["what"])) for row in report.log]
+    raised = [row for row in log if row[1].startswith("raise/")]
+    fused = [row for row in log if row[1].startswith("fuse/")]
+    others = [row for row in log if row not in raised and row not in fused]
+    steps = ("value", "rule", "what")
     head = tuple(report.measured[0]) if report.measured else ()
     measured = tuple(tuple(number(row[key]) for key in head) for row in report.measured)
     return [
         Table("Measured", head, measured, "nothing was measured in this run"),
         Table("Quantized", ("linear", "shape", "format", "kernel"), _folded(quantized), "no linear"),
         Table("Kept in float", ("weight", "shape", "why"), _folded(kept), "nothing"),
-        Table("Quantize steps that joined the op before them", ("value", "how"), _folded(joined), "none"),
-        Table("Everything else the passes noted", ("value", "what"), _folded(others), "nothing"),
+        Table("Recognized", steps, _folded(raised), "no pattern matched"),
+        Table("Fused, or not and why", steps, _folded(fused), "nothing to fuse"),
+        *([Table("Other notes of the passes", steps, _folded(others), "nothing")] if others else []),
     ]
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     names = _names(args)
     groups = [[BASELINE, n] for n in names if n != BASELINE] if size.in_turn else [[BASELINE, *_without_base(names)]]
     for group in groups:
-        report.save(args.model, _run_group(group, size, args), threads=args.threads)
+        _run_group(group, size, args)
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,8 +71,8 @@ def _without_base(names: list[str]) -> list[str]:
     return [name for name in names if name != BASELINE]
 
 
-def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> list[dict]:
-    """Build the variants of a group, run each workload over all of them, and free them: one record per pair."""
+def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> None:
+    """Build the variants of a group, run each workload over all of them, and free them."""
     torch._dynamo.reset()
     gc.collect()
     models, facts = {}, {}
@@ -80,11 +80,11 @@ def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> list[d
         built = _build(VARIANTS[name], size)
         if built is not None:
             models[name], facts[name] = built
-    records = []
     for workload in WORKLOADS:
         if args.workloads is None or workload.name in args.workloads:
-            records += _run_workload(models, facts, workload, size, args.repeats)
-    return records
+            records = _run_workload(models, facts, workload, size, args.repeats)
+            # After each workload: a run takes minutes, and one that is interrupted keeps what it has.
+            report.save(args.model, records, threads=args.threads)
 
 
 def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:

@@ -30,9 +30,9 @@ INTRO = f"""\
 
 # One model at every stage
 
-A decoder of {LAYERS} layers (hidden 16, FFN 24, 4 query and 2 key heads) with random weights, from `tests/tiny.py`, with
-the recipe `{RECIPE}` on the target `{TARGET}`. Each block is `qpass.show(program, fingerprints=False)`. Layer 2 prints as
-`... layers.2 as layers.1`, because the two read the same.
+A decoder of {LAYERS} layers (hidden 16, FFN 24, 4 query and 2 key heads) with random weights, from `tests/tiny.py`,
+with the recipe `{RECIPE}` on the target `{TARGET}`. Each block is `qpass.show(program, fingerprints=False)`. Layer 2 prints
+as `... layers.2 as layers.1`, because the two read the same.
 
 How to read a line: `%name = op(arguments) : type[shape]   # which rule made it, or what the plan says`. A `%` marks a
 computed value; a name without it is a parameter. `qpass.` and `torchao.` mark ops that are not ATen.
@@ -46,8 +46,8 @@ STAGES = {
     "SOLVED": "The methods of the recipe have run. Round to nearest needs none, so the graph is the same.",
     "QUANTISED": "Quantize and dequantize around each planned linear. Weights are codes and scales.",
     "FUSED": "Quantize and dequantize are inside single ops, which carry their formats.",
-    "LOWERED": "No op of the dialect is left: each linear is its kernel's call. On `reference` that is dequantize and a "
-    "float linear; on `cpu` it is one call of `qpass_cpu.int8_linear` where our kernels run.",
+    "LOWERED": "No op of the dialect is left: each linear is its kernel's call. On `reference` that is dequantize and "
+    "a float linear; on `cpu` it is one call of `qpass_cpu.int8_linear` where our kernels run.",
 }
 
 

@@ -79,7 +79,7 @@ def fake_quantized(linear: nn.Linear, x: Tensor) -> Tensor:
     step = linear.weight.abs().amax(1, keepdim=True) / 127
     weight = (linear.weight / step).round().clamp(-127, 127) * step
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-    scale = (high - low) / 255
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)  # a row of zeros has one too
     zero = (-low / scale).round()
     return nn.functional.linear(((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale, weight, linear.bias)
 

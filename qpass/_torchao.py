@@ -1,6 +1,6 @@
 """Import torchao without what it logs: that its CUDA extensions did not load, which qpass never uses.
 
-transformers imports torchao too, so this comes before every other import of the package.
+transformers imports more of torchao, so it is imported here too, before every other module of the package.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import logging
 
 
 def _import_quietly() -> None:
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
-        importlib.import_module("torchao.quantization")
+        for module in ("torchao.quantization.quant_primitives", "transformers.modeling_utils"):
+            importlib.import_module(module)
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 _import_quietly()

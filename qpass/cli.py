@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
                   epilog=f"start here: python -m qpass demo\n{_EXITS}", formatter_class=_Raw)  # fmt: skip
     top.add_argument("--version", action="version", version=f"qpass {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
-    _demo(_command(commands, "demo", demo, "compress the small Llama that qpass ships, and measure it", "demo"))
+    _demo(_command(commands, "demo", demo, "compress the small real model that qpass ships, and measure it", "demo"))
     _command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
              "plan demo w8a8-int8", model=True)  # fmt: skip
     _compile(_command(commands, "compile", compile_, "compile a model; write a report, every stage, and the weights",

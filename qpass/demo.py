@@ -1,4 +1,4 @@
-"""``python -m qpass demo``: compress the shipped Llama and measure, before and after, on this machine."""
+"""``python -m qpass demo``: compress the shipped model and measure, before and after, on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qpass import pipeline
-from qpass.assets import evaluation_text
+from qpass.assets import DESCRIPTION, evaluation_text
 from qpass.console import Steps, token_bar
 from qpass.debug.evaluate import decode_sampler, perplexity, prefill_sampler, weight_bytes
 from qpass.debug.report import mib, number, write_report
@@ -36,7 +36,9 @@ def demo(args: argparse.Namespace) -> None:
     recipe = Recipe.parse(args.recipe)
     pipeline.load_target(args.target)
     with output_folder(args.out, force=True) as folder:
-        print(f"qpass demo: the shipped Llama (5.5 million parameters, trained on WikiText-2), recipe {recipe}")
+        threads = idle_threads()
+        torch.set_num_threads(threads)  # before anything is compiled: generated code has the number inside
+        print(f"qpass demo: {DESCRIPTION}, recipe {recipe}, {threads} of {os.cpu_count()} cores")
         tokenizer = load_tokenizer("demo")
         model = load_model("demo", dtype=args.dtype)
         print(f"compiling for target {args.target} ...", flush=True)
@@ -54,10 +56,19 @@ def demo(args: argparse.Namespace) -> None:
         notes = conclusions(rows, before, after) + caveats(args.tokens)
         notes += [f"{name} writes: {generate(models[name], tokenizer, PROMPT, 30)!r}" for name in (before, after)]
         print("\n" + "\n".join(f"- {note}" for note in notes) + "\n", flush=True)
-        write_report(trace, folder, title="Shipped Llama", recipe=recipe, measured=rows, notes=notes)
+        write_report(trace, folder, title="The shipped model", recipe=recipe, measured=rows, notes=notes)
     out = Path(args.out)
     print(f"report: {out / 'report.html'} (also report.md, report.json)\ndiffs:  {out / 'stages'}")
     print(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def idle_threads() -> int:
+    """As many threads as torch uses, less the cores that other programs keep busy; at least one.
+
+    On a core that it has to share, a thread makes all others wait at every barrier: two are then far slower than one.
+    """
+    idle = (os.cpu_count() or 1) - os.getloadavg()[0]
+    return max(1, min(torch.get_num_threads(), round(idle)))
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -139,7 +150,7 @@ def caveats(tokens: int) -> list[str]:
     """How the numbers were taken."""
     lines = [f"perplexity: the first {tokens} tokens of the shipped WikiText-2 test text, windows of {WINDOW}",
              f"decode: one row, {_DECODE} steps after a prompt of 32; prefill: one row of {_PREFILL}; "
-             f"{torch.get_num_threads()} threads; medians of loops taken in turns"]  # fmt: skip
+             f"{torch.get_num_threads()} of {os.cpu_count()} cores; medians of loops taken in turns"]  # fmt: skip
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores + 0.5:
         lines.append(f"this machine is busy (load {load:.1f} on {cores} cores): the speeds above are rough")

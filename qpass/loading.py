@@ -19,7 +19,7 @@ def load_model(name: str, *, dtype: str = "auto") -> Any:
     """A model in eval mode. Weights are read from safetensors files only, and no code of the repository is run.
 
     Args:
-        name: folder, hub name, or ``demo`` for the Llama that qpass ships.
+        name: folder, hub name, or ``demo`` for the model that qpass ships.
         dtype: ``auto`` keeps the checkpoint's own.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qpass.errors import InputError
 
+DESCRIPTION = "a small Llama (5.5 million parameters, trained on WikiText-2)"
 _MODEL = "llama-wt2"
 _TEXT = "wikitext-2-test-slice.txt"
 

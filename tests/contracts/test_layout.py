@@ -16,7 +16,7 @@ FILES = sorted(path for folder in ("qpass", "lowering") for path in (ROOT / fold
 
 # Each row may import the rows above it and its own. What is in no row is on top, and may import all.
 ROWS = (
-    ("errors", "formats", "numerics"),
+    ("errors", "files", "formats", "numerics"),
     ("ops",),
     ("graph",),
     ("capture",),

@@ -23,16 +23,16 @@ from qpass.recipe import Recipe  # noqa: E402
 from tests import tiny  # noqa: E402
 
 PAGE = ROOT / "docs" / "pipeline.md"
-RECIPE, TARGET, LAYERS = "w8a8-int8", "reference", 3
+RECIPE, TARGET = "w8a8-int8", "reference"
 
 INTRO = f"""\
 <!-- Written by docs/generate_pipeline.py. Do not edit; run the script. -->
 
 # One model at every stage
 
-A decoder of {LAYERS} layers (hidden 16, FFN 24, 4 query and 2 key heads) with random weights, from `tests/tiny.py`,
-with the recipe `{RECIPE}` on the target `{TARGET}`. Each block is `qpass.show(program, fingerprints=False)`. Layer 2 prints
-as `... layers.2 as layers.1`, because the two read the same.
+A decoder of one layer (hidden 16, FFN 24, 4 query and 2 key heads) with random weights, from `tests/tiny.py`, with the
+recipe `{RECIPE}` on the target `{TARGET}`. Each block is `qpass.show(program, fingerprints=False)`. In a model with
+more layers, those that read the same print once: `... model.layers.2-5 as model.layers.1`.
 
 How to read a line: `%name = op(arguments) : type[shape]   # which rule made it, or what the plan says`. A `%` marks a
 computed value; a name without it is a parameter. `qpass.` and `torchao.` mark ops that are not ATen.
@@ -46,8 +46,8 @@ STAGES = {
     "SOLVED": "The methods of the recipe have run. Round to nearest needs none, so the graph is the same.",
     "QUANTISED": "Quantize and dequantize around each planned linear. Weights are codes and scales.",
     "FUSED": "Quantize and dequantize are inside single ops, which carry their formats.",
-    "LOWERED": "No op of the dialect is left: each linear is its kernel's call. On `reference` that is dequantize and "
-    "a float linear; on `cpu` it is one call of `qpass_cpu.int8_linear` where our kernels run.",
+    "LOWERED": "No op of the dialect is left: each linear is its kernel's call. On `reference` that is dequantize "
+    "and a float linear; on `cpu` it is one call of `qpass_cpu.int8_linear` where our kernels run.",
 }
 
 
@@ -55,7 +55,7 @@ def page() -> str:
     """The text of docs/pipeline.md."""
     torch.manual_seed(0)
     with torch.no_grad():
-        trace = run(tiny.captured(layers=LAYERS), Recipe.parse(RECIPE), load_target(TARGET))
+        trace = run(tiny.captured(layers=1), Recipe.parse(RECIPE), load_target(TARGET))
     return "\n".join([INTRO, *(_section(stage, trace[stage]) for stage in trace.stages)])
 
 

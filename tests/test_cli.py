@@ -125,7 +125,8 @@ def test_pickled_weights_are_refused(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_a_defect_is_reported_as_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "listing", lambda: 1 / 0)
     assert main(["list"]) == 70
-    want = "qpass: internal error: ZeroDivisionError: division by zero. This is a defect of qpass; please report it with "
+    want = "qpass: internal error: ZeroDivisionError: division by zero. "
+    want += "This is a defect of qpass; please report it with "
     assert capsys.readouterr().err == want + "what --traceback prints.\n"
     assert main(["list", "--traceback"]) == 70
     assert "Traceback" in capsys.readouterr().err
@@ -234,7 +235,8 @@ sys.exit(__main__.main(sys.argv[1:]))
 
 def test_ctrl_c_leaves_nothing(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _SLOW, "compile", model, "w8a8-int8", "-o", str(tmp_path / "out"), *FAST]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "building\n"
     os.killpg(process.pid, signal.SIGINT)
@@ -251,7 +253,8 @@ def test_output_folder_moves_files_when_it_ends_well(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out") as folder:
         write_text(folder / "deep" / "a.txt", "a")
         assert not (tmp_path / "out" / "deep").exists()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/deep", "out/deep/a.txt"]
+    left = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
+    assert left == ["out", "out/deep", "out/deep/a.txt"]
 
 
 def test_output_folder_keeps_what_was_there_when_it_fails(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from qpass import cli, pipeline
 from qpass.__main__ import main
 from qpass.errors import OutputError
 from qpass.files import output_folder, write_tensors, write_text
+from qpass.graph.program import Program
 from qpass.lowering.cpu import kernels
 
 GOLDEN = Path(__file__).parent / "golden" / "list.txt"
@@ -34,6 +36,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _one_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export each model once: it takes seconds, and programs are never edited."""
+    capture = pipeline.capture
+
+    def cached(model: Any, *args: Any, **kwargs: Any) -> Program:
+        key = (model.config.name_or_path, model.dtype)
+        if key not in _CAPTURED:
+            _CAPTURED[key] = capture(model, *args, **kwargs)
+        return _CAPTURED[key]
+
+    monkeypatch.setattr(pipeline, "capture", cached)
+
+
+_CAPTURED: dict[Any, Program] = {}
 
 
 # -------------------------------------------------------------------------------------------------------------- help
@@ -66,8 +85,8 @@ ERRORS = {
     "nothing": ([], 2, "the following arguments are required: COMMAND. Fix: see qpass --help."),
     "command": (["plann"], 2, "argument COMMAND: unknown 'plann'. Fix: use 'plan'."),
     "option": (["list", "--fast"], 2, "unrecognized arguments: --fast. Fix: see qpass --help."),
-    "target": (["plan", "demo", "w8a16", "--target", "gpu"], 2,
-               "argument --target: unknown 'gpu'. Fix: use one of cpu, reference."),
+    "target": (["plan", "demo", "w8a16", "--target", "tpx"], 2,
+               "argument --target: unknown 'tpx'. Fix: use one of cpu, reference."),
     "tokens": (["demo", "--tokens", "0"], 2,
                "argument --tokens: invalid count of 1 or more value: '0'. Fix: see qpass demo --help."),
     "recipe": (["plan", "demo", "w8a8-int9"], 2, "unknown scheme 'w8a8-int9'. Fix: use 'w8a8-int8'."),
@@ -125,8 +144,8 @@ def test_pickled_weights_are_refused(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_a_defect_is_reported_as_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "listing", lambda: 1 / 0)
     assert main(["list"]) == 70
-    want = "qpass: internal error: ZeroDivisionError: division by zero. This is a defect of qpass; please report it with "
-    assert capsys.readouterr().err == want + "what --traceback prints.\n"
+    want = "qpass: internal error: ZeroDivisionError: division by zero. This is a defect of qpass; please report it "
+    assert capsys.readouterr().err == want + "with what --traceback prints.\n"
     assert main(["list", "--traceback"]) == 70
     assert "Traceback" in capsys.readouterr().err
 
@@ -212,7 +231,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["demo", "--tokens", "512", "--rounds", "1", *FAST]) == 0
     out = capsys.readouterr().out
     for text in ("plan: recipe w8a8-int8", "float32, eager", "bfloat16, qpass w8a8-int8", "perplexity ", "decode runs ",
-                 "writes: 'The city of Paris is", "report: qpass-out/report.html", "diffs:  qpass-out/stages"):  # fmt: skip
+                 "writes: 'The city of Paris is", "report: qpass-out/report.html", "diffs:  qpass-out/stages"):
         assert text in out
     report = json.loads((tmp_path / "qpass-out" / "report.json").read_text())
     before, after = report["measured"][1]["perplexity"], report["measured"][2]["perplexity"]
@@ -234,7 +253,8 @@ sys.exit(__main__.main(sys.argv[1:]))
 
 def test_ctrl_c_leaves_nothing(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _SLOW, "compile", model, "w8a8-int8", "-o", str(tmp_path / "out"), *FAST]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "building\n"
     os.killpg(process.pid, signal.SIGINT)
@@ -251,7 +271,8 @@ def test_output_folder_moves_files_when_it_ends_well(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out") as folder:
         write_text(folder / "deep" / "a.txt", "a")
         assert not (tmp_path / "out" / "deep").exists()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/deep", "out/deep/a.txt"]
+    found = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
+    assert found == ["out", "out/deep", "out/deep/a.txt"]
 
 
 def test_output_folder_keeps_what_was_there_when_it_fails(tmp_path: Path) -> None:

@@ -45,10 +45,11 @@ def test_json(written: Path) -> None:
     data = json.loads((written / "report.json").read_text())
     assert data["title"] == HOSTILE and data["target"] == "reference" and data["measured"] == MEASURED
     assert data["recipe"]["name"] == "mixed"
-    assert [row["name"] for row in data["linears"] if row["format"]] == ["layers.0.up", "layers.0.down", "layers.1.down"]
+    quantized = [row["name"] for row in data["linears"] if row["format"]]
+    assert quantized == ["layers.0.up", "layers.0.down", "layers.1.down"]
     kept = next(row for row in data["linears"] if not row["format"])
     assert kept["name"] == "layers.1.up" and kept["reason"] == "the recipe says so (layers.1.up)"
-    assert list(data["seconds"])[0] == "export" and "LOWERED" in data["seconds"]
+    assert next(iter(data["seconds"])) == "export" and "LOWERED" in data["seconds"]
 
 
 def test_markdown(written: Path) -> None:
@@ -96,6 +97,9 @@ def test_stages_are_as_printed(written: Path) -> None:
     assert (written / "plan.txt").read_text().startswith("plan: recipe mixed on target reference")
 
 
-@pytest.mark.parametrize("value, text", [(38.8312, "38.83"), (1234.5, "1,234"), (0.03123, "0.03123"), (7, "7"), ("a", "a")])
+NUMBERS = [(38.8312, "38.83"), (1234.5, "1,234"), (0.03123, "0.03123"), (7, "7"), ("a", "a")]
+
+
+@pytest.mark.parametrize("value, text", NUMBERS)
 def test_number(value: Any, text: str) -> None:
     assert number(value) == text

@@ -12,6 +12,7 @@ from qpass.errors import (
     VerifyError,
 )
 from qpass.graph.show import as_python, show
+from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
 from qpass.pipeline import capture, compile, plan, trace
 from qpass.recipe import Recipe
 

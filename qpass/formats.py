@@ -103,7 +103,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if self.weight.granularity == "token":
-            raise RecipeError("a weight has no tokens", where=str(self.weight), fix="use channel or a group for weights")
+            raise RecipeError("a weight has no tokens", where=str(self.weight), fix="use channel or a group")
         if self.input is not None and self.input.granularity != "token":
             raise RecipeError("inputs are quantized per token", where=str(self.input), fix="use int8:token:asym")
 

@@ -104,7 +104,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise RecipeError(f"cannot read the recipe: {error.strerror}", where=str(path), fix="check the path") from error
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_PlainLoader)  # noqa: S506
+        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_PlainLoader)
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"not valid {path.suffix[1:].upper()}: {error}", where=str(path), fix="correct it") from error
     if not isinstance(data, Mapping):
@@ -118,7 +118,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed in a recipe")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 def names() -> list[str]:

@@ -11,11 +11,11 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.export import Dim
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 import qpass
 from qpass import backend
-
-from tests.tiny import Decoder, ids
+from tests.tiny import Decoder, RMSNorm, ids
 
 W8A8 = {"recipe": "w8a8-int8", "target": "reference"}
 
@@ -79,7 +79,7 @@ def fake_quantized(linear: nn.Linear, x: Tensor) -> Tensor:
     step = linear.weight.abs().amax(1, keepdim=True) / 127
     weight = (linear.weight / step).round().clamp(-127, 127) * step
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-    scale = (high - low) / 255
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)  # a row of zeros has one too
     zero = (-low / scale).round()
     return nn.functional.linear(((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale, weight, linear.bias)
 
@@ -88,34 +88,59 @@ def test_registered_by_entry_point() -> None:
     assert "qpass" in torch._dynamo.list_backends()
 
 
-def test_equals_the_export_entrance_at_every_batch() -> None:
-    model = Decoder(layers=1).eval()
-    fast, exported = compiled(model), qpass.compile(model, "w8a8-int8", (ids(),), target="reference")
+def test_one_dynamic_graph_serves_every_later_batch() -> None:
+    model, x = Small().eval(), torch.randn(5, 8)
+    fast, exported = compiled(model), qpass.compile(model, "w8a8-int8", (x,), target="reference")
     for batch in (2, 3, 5):
-        torch.testing.assert_close(fast(ids(batch)), exported(ids(batch)), rtol=0, atol=0)
+        torch.testing.assert_close(fast(x[:batch]), exported(x[:batch]), rtol=0, atol=0)
     assert len(backend.traces()) == 2  # one static, one with a dynamic batch
-    assert backend.traces()[0].plan is not None and "8 of 8 linears quantized" in str(backend.traces()[0].plan)
+    assert "2 of 2 linears quantized" in str(backend.traces()[0].plan)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_prints_as_the_export_entrance(dynamic: bool) -> None:
-    model, example = Decoder().eval(), ids()
+    model, example = Decoder(layers=1).eval(), ids()
     shapes = {"ids": {0: Dim("ids_dim0", min=2)} if dynamic else None}
-    exported = qpass.trace(model, "w8a8-int8", (ids(),), target="reference", dynamic_shapes=shapes, until="RAISED")
+    exported = qpass.trace(model, "w8a8-int8", (ids(),), target="reference", dynamic_shapes=shapes,
+                           until="RAISED" if dynamic else "LOWERED")
     if dynamic:
         torch._dynamo.mark_dynamic(example, 0)
-    compiled(model)(example)
+    y = compiled(model)(example)
     (trace,) = backend.traces()
-    for stage in ("CAPTURED", "NORMAL", "RAISED"):
-        assert qpass.show(trace[stage]) == qpass.show(exported[stage])
+    for stage, program in exported.stages.items():
+        assert qpass.show(trace[stage]) == qpass.show(program), stage
     assert "raise/rms_norm" in qpass.show(trace["RAISED"]) and ("ids_dim0" in qpass.show(trace["RAISED"])) == dynamic
+    if not dynamic:
+        torch.testing.assert_close(y, exported["LOWERED"].run(ids())[0], rtol=0, atol=0)
 
 
 def test_float_attributes_stay_literals_when_everything_is_dynamic() -> None:
-    model = Decoder(layers=1).eval()
-    torch.compile(model, backend="qpass", dynamic=True, fullgraph=True, options=W8A8)(ids())
+    model = nn.Sequential(RMSNorm(8), nn.Linear(8, 8)).eval()
+    torch.compile(model, backend="qpass", dynamic=True, fullgraph=True, options=W8A8)(torch.randn(2, 3, 8))
     text = qpass.show(backend.traces()[0]["RAISED"])
-    assert "qpass.rms_norm(%embed, layers.0.norm1.weight, 1e-06) : f32[ids_dim0, ids_dim1, 16]" in text
+    assert "%0 = qpass.rms_norm(%args_0, 0.weight, 1e-06) : f32[args_0_dim0, args_0_dim1, 8]" in text
+
+
+def test_hugging_face_model_and_its_static_cache() -> None:
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, pad_token_id=0,
+                         num_attention_heads=2, bos_token_id=None, eos_token_id=None, initializer_range=0.2)
+    model = LlamaForCausalLM(config).eval()
+    tokens, mask = ids(), torch.ones(2, 5, dtype=torch.int64)
+    logits = compiled(model)(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    assert "8 of 8 linears quantized" in str(backend.traces()[0].plan)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda layer, args, _: fake_quantized(layer, args[0]))
+    torch.testing.assert_close(logits, model(tokens, attention_mask=mask).logits, rtol=1e-3, atol=1e-3)
+    for layer in model.modules():
+        layer._forward_hooks.clear()
+
+    how = CompileConfig(backend="qpass", mode=None, options=W8A8, fullgraph=True)
+    how._compile_all_devices = True  # else generate() compiles on accelerators only
+    model.generate(tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, cache_implementation="static",
+                   compile_config=how)
+    decode = backend.traces()[-1]["RAISED"]
+    assert "past_key_values_layers_0_keys" in [node.meta["name"] for node in decode.placeholders()]
 
 
 def test_equals_fake_quantization_in_eager() -> None:

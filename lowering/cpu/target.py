@@ -53,8 +53,9 @@ def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
     codes, scale, zero = inputs
     if codes.dtype is torch.int8:  # a symmetric grid, moved to where unsigned codes live
         codes, zero = (codes.to(torch.int16) + 128).to(torch.uint8), zero + 128
+    packed, channel_scale, sums = (weights[key] for key in ("packed", "channel_scale", "sum"))
     return torch.ops.qpass_cpu.int8_linear(
-        codes, scale, zero, weights["packed"], weights["channel_scale"], weights["sum"], bias, case.out_features, case.dtype
+        codes, scale, zero, packed, channel_scale, sums, bias, case.out_features, case.dtype
     )
 
 

@@ -20,7 +20,10 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import tracing
 from torch.export._trace import _ignore_backend_decomps
-from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
+from torch.export.exported_program import (
+    _override_composite_implicit_decomp,
+    _split_decomp_table_to_cia_and_python_decomp,
+)
 
 from qpass.capture.blame import reason, user_line
 from qpass.capture.module_names import clean_path, clean_scopes, identifier, parameter_names

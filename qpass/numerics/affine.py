@@ -6,12 +6,33 @@ zeros that pad a short last group change neither its scale nor its codes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
+
 import torch
 import torch.nn.functional as F
-import torchao.quantization.quant_primitives  # noqa: F401  registers torch.ops.torchao
 from torch import Tensor
 
 from qpass.formats import Format
+
+
+def _register_primitives() -> None:
+    """Import what registers ``torch.ops.torchao``, without its notes on GPU libraries that this machine lacks."""
+    quiet = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in quiet]
+    for logger in quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        importlib.import_module("torchao.quantization.quant_primitives")
+        with contextlib.suppress(ImportError):  # imported by transformers later, with the same notes
+            importlib.import_module("torchao.prototype.safetensors.safetensors_support")
+    finally:
+        for logger, level in zip(quiet, levels):
+            logger.setLevel(level)
+
+
+_register_primitives()
 
 CHOOSE = torch.ops.torchao.choose_qparams_affine.default
 QUANTIZE = torch.ops.torchao.quantize_affine.default
@@ -66,7 +87,8 @@ def quantize_rows(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
     size = [1] * (x.dim() - 1) + [x.shape[-1]]
     least, most = fmt.range
     wide = x.to(torch.float32)
-    scale, zero = CHOOSE(wide, mapping(fmt), size, fmt.code_dtype, least, most, EPSILON, torch.float32, torch.int32, True)
+    types = fmt.code_dtype, least, most, EPSILON, torch.float32, torch.int32
+    scale, zero = CHOOSE(wide, mapping(fmt), size, *types, True)
     return QUANTIZE(wide, size, scale, zero, fmt.code_dtype, least, most), scale, zero
 
 

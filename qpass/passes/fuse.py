@@ -27,13 +27,10 @@ aten = torch.ops.aten
 def fuse(program: Program) -> Program:
     """Fold every quantize-dequantize pair; report each quantize that could not join its producer."""
     graph, _ = copy_graph(program.graph)
-    changes: list[Change] = []
     for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
         _fuse_linear(graph, node)
     graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.target is ops.quantize:
-            changes.append(_fuse_producer(graph, node))
+    changes = [_fuse_producer(graph, node) for node in list(graph.nodes) if node.target is ops.quantize]
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, stage="FUSED", log=program.log + tuple(changes))
@@ -99,7 +96,8 @@ def _fuse_producer(graph: fx.Graph, node: fx.Node) -> Change:
         return Change("fuse/quantize", name, f"stands alone: it reads {made_by}, which no fusion joins")
     if len(producer.users) > 1:
         others = sorted({op_name(user.target) for user in producer.users if user is not node})
-        return Change("fuse/quantize", name, f"stands alone: {producer.meta['name']} is also read by {', '.join(others)}")
+        read = f"{producer.meta['name']} is also read by {', '.join(others)}"
+        return Change("fuse/quantize", name, f"stands alone: {read}")
     with graph.inserting_before(node):
         fused = graph.call_function(fused_op, (*_all_args(producer), fmt))
     fused.meta = {**node.meta, "rule": f"fuse/{op_name(fused_op).split('.')[-1]}"}
@@ -112,7 +110,5 @@ def _fuse_producer(graph: fx.Graph, node: fx.Node) -> Change:
 
 def _all_args(node: fx.Node) -> list[Any]:
     """Arguments with the schema's defaults written out."""
-    args = list(node.args)
-    for argument in node.target._schema.arguments[len(args):]:
-        args.append(node.kwargs.get(argument.name, argument.default_value))
-    return args
+    rest = node.target._schema.arguments[len(node.args):]
+    return [*node.args, *(node.kwargs.get(argument.name, argument.default_value) for argument in rest)]

@@ -26,19 +26,23 @@ def lower(program: Program) -> Program:
             added = _kernel(graph, node, program, templates)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
-        elif node.op == "call_function" and op_name(node.target).startswith("qpass."):
-            _inline(graph, node, templates, node.target, ops.REGISTRY[op_name(node.target)[6:]].meaning, node.args)
-    _inline_nested(graph, templates)
+    _inline_meanings(graph, templates)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
 
 
-def _inline_nested(graph: fx.Graph, templates: dict[Any, Template]) -> None:
-    """Meanings may be written in other ops of the dialect; inline until none is left."""
-    while left := [node for node in graph.nodes if op_name(node.target).startswith("qpass.") and node.op == "call_function"]:
+def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template]) -> None:
+    """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it."""
+    while left := [node for node in graph.nodes if node.op == "call_function" and _op_of(node)]:
         for node in left:
-            _inline(graph, node, templates, node.target, ops.REGISTRY[op_name(node.target)[6:]].meaning, node.args)
+            _inline(graph, node, templates, node.target, ops.REGISTRY[_op_of(node)].meaning, node.args)
+
+
+def _op_of(node: fx.Node) -> str:
+    """The name of a dialect op; empty for any other node."""
+    name = op_name(node.target)
+    return name.removeprefix("qpass.") if name.startswith("qpass.") else ""
 
 
 def _kernel(graph: fx.Graph, node: fx.Node, program: Program, templates: dict[Any, Template]) -> dict[str, Derived]:
@@ -71,7 +75,9 @@ def _packed(graph: fx.Graph, node: fx.Node, name: str, param: Derived) -> fx.Nod
     return made
 
 
-def _inline(graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any) -> None:
+def _inline(
+    graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any
+) -> None:
     """Put what ``fn`` does in place of ``node``; equal keys and types share one trace."""
     full = (key, _types(args))
     if full not in templates:

@@ -90,7 +90,9 @@ class _Builder:
         return made
 
 
-def _weight(build: _Builder, params: dict[str, Param], history: dict[str, Any], weight: fx.Node, fmt: Format) -> fx.Node:
+def _weight(
+    build: _Builder, params: dict[str, Param], history: dict[str, Any], weight: fx.Node, fmt: Format
+) -> fx.Node:
     name = str(weight.target)
     rows, width = weight.meta["val"].shape
     codes, scale, zero = (f"{name}.{part}" for part in ("codes", "scale", "zero"))

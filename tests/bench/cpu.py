@@ -10,6 +10,7 @@ replaces what it measured again), and ``docs/benchmarks/cpu.md`` is made from it
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import gc
 import logging
 import os
@@ -27,7 +28,7 @@ import torch  # noqa: E402
 from qpass.debug.evaluate import peak_rss, weight_bytes  # noqa: E402
 
 from . import report  # noqa: E402
-from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS, Size, Variant, Workload, build, sampler  # noqa: E402
+from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS, Size, Variant, Workload, build, prepare  # noqa: E402
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def main() -> None:
     names = _names(args)
     groups = [[BASELINE, n] for n in names if n != BASELINE] if size.in_turn else [[BASELINE, *_without_base(names)]]
     for group in groups:
-        report.save(args.model, _run_group(group, size, args), threads=args.threads)
+        _run_group(group, size, args)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.cpu", description=__doc__)
     parser.add_argument("--model", choices=SIZES, default="small")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="names or families: " + ", ".join(VARIANTS))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names, * allowed: " + ", ".join(VARIANTS))
     parser.add_argument("--workloads", nargs="+", choices=[w.name for w in WORKLOADS])
     parser.add_argument("--peers-only", action="store_true", help="leave qpass out")
     parser.add_argument("--autotune", action="store_true", help="also the variants that try C++ templates (minutes)")
@@ -56,11 +57,11 @@ def _arguments() -> argparse.Namespace:
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The variants to run, in the order of the table."""
-    unknown = set(args.only or ()) - set(VARIANTS) - {v.family for v in VARIANTS.values()}
-    if unknown:
-        raise SystemExit(f"no such variant: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     if args.only:
-        return [n for n, v in VARIANTS.items() if n in args.only or v.family in args.only]
+        unknown = [only for only in args.only if not fnmatch.filter(VARIANTS, only)]
+        if unknown:
+            raise SystemExit(f"no such variant: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+        return [n for n in VARIANTS if any(fnmatch.fnmatchcase(n, only) for only in args.only)]
     return [
         n for n, v in VARIANTS.items() if not (args.peers_only and v.is_qpass) and (args.autotune or not v.autotune)
     ]
@@ -70,8 +71,8 @@ def _without_base(names: list[str]) -> list[str]:
     return [name for name in names if name != BASELINE]
 
 
-def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> list[dict]:
-    """Build the variants of a group, run each workload over all of them, and free them: one record per pair."""
+def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> None:
+    """Build the variants of a group, run each workload over all of them, and free them."""
     torch._dynamo.reset()
     gc.collect()
     models, facts = {}, {}
@@ -79,11 +80,11 @@ def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> list[d
         built = _build(VARIANTS[name], size)
         if built is not None:
             models[name], facts[name] = built
-    records = []
     for workload in WORKLOADS:
         if args.workloads is None or workload.name in args.workloads:
-            records += _run_workload(models, facts, workload, size, args.repeats)
-    return records
+            records = _run_workload(models, facts, workload, size, args.repeats)
+            # After each workload: a run takes minutes, and one that is interrupted keeps what it has.
+            report.save(args.model, records, threads=args.threads)
 
 
 def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:
@@ -105,8 +106,9 @@ def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:
 def _run_workload(models: dict, facts: dict, workload: Workload, size: Size, repeats: int) -> list[dict]:
     """Compile each model for the workload, then let them take turns. Compiled code is dropped at the end."""
     runs, ready = {}, {}
+    want = prepare(VARIANTS[BASELINE], models[BASELINE], workload, size)[1]()
     for name, model in models.items():
-        prepared = _prepare(VARIANTS[name], model, workload, size)
+        prepared = _prepare(VARIANTS[name], model, workload, size, want)
         if prepared is not None:
             runs[name], ready[name] = prepared
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -125,17 +127,22 @@ def _run_workload(models: dict, facts: dict, workload: Workload, size: Size, rep
     return records
 
 
-def _prepare(variant: Variant, model: torch.nn.Module, workload: Workload, size: Size):
-    """The sampler after two warm-up calls, and the seconds and bytes that its compilation took."""
+def _prepare(variant: Variant, model: torch.nn.Module, workload: Workload, size: Size, want: torch.Tensor):
+    """The sampler after two warm-up calls, the seconds and bytes of its compilation, and how far its logits are off.
+
+    ``error`` is relative to the baseline's logits ``want`` [batch, vocabulary], in the Frobenius norm: a fast wrong
+    answer is not a result.
+    """
     before = _rss_bytes()
     try:
         with peak_rss() as peak:
-            run = sampler(variant, model, workload, size)
+            run, logits = prepare(variant, model, workload, size)
             first, second = (_seconds(run) for _ in range(2))
+        error = ((logits() - want).norm() / want.norm()).item()
     except Exception:
         return _say_failed(variant.name, workload.name)
-    facts = {"compile_s": max(first - second, 0.0), "run_peak_bytes": peak.bytes - before}
-    print(f"{workload.name:12} {variant.name:32} ready after {first:.1f} s", flush=True)
+    facts = {"compile_s": max(first - second, 0.0), "run_peak_bytes": peak.bytes - before, "error": error}
+    print(f"{workload.name:12} {variant.name:32} ready after {first:.1f} s, error {error:.3g}", flush=True)
     return run, facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return self.family + "+frozen" * self.frozen + "+autotune" * self.autotune
+        eager = bool(self.quantize) and not self.compiled
+        return self.family + "+eager" * eager + "+frozen" * self.frozen + "+autotune" * self.autotune
 
     @property
     def is_qpass(self) -> bool:
@@ -105,6 +107,8 @@ class Variant:
 
 def _peers() -> list[Variant]:
     found = [Variant("eager-fp32", torch.float32, compiled=False), Variant("eager-bf16", compiled=False)]
+    # Compiled, it is wrong for one row (see docs/benchmarks/cpu.md), so that this is what is left of it there.
+    found.append(Variant("torchao-w8a8", quantize="w8a8", compiled=False))
     for frozen in (False, True):
         found.append(Variant("inductor-fp32", torch.float32, frozen=frozen))
         found.append(Variant("inductor-bf16", frozen=frozen))
@@ -132,17 +136,40 @@ def build(variant: Variant, size: Size) -> torch.nn.Module:
     return model
 
 
-def sampler(variant: Variant, model: torch.nn.Module, workload: Workload, size: Size) -> Callable[[], float]:
-    """A function that runs the workload once and returns tokens per second; its first call compiles."""
+def prepare(
+    variant: Variant, model: torch.nn.Module, workload: Workload, size: Size
+) -> tuple[Callable[[], float], Callable[[], torch.Tensor]]:
+    """Two functions that run the workload, on the same compiled code; the first call of either compiles.
+
+    Returns:
+        One that returns tokens per second, and one that returns the logits [batch, vocabulary] of the last position.
+    """
     runner = _Compiled(variant, model) if variant.compiled and not variant.is_qpass else model
     if workload.length > 1:
-        return prefill_sampler(runner, length=workload.length, batch=workload.batch)
+        sample = prefill_sampler(runner, length=workload.length, batch=workload.batch)
+        return sample, lambda: _last_logits(runner, _ids(model, workload.batch, workload.length), None)
     prompt = PAST - size.steps // 2
     # A growing cache has a new shape at each step; the static one compiles once and was faster for each peer tried.
     cache = _static_cache(model, workload.batch, prompt + size.steps) if runner is not model else None
-    return decode_sampler(
+    sample = decode_sampler(
         runner, batch=workload.batch, prompt=prompt, new=size.steps, cache=cache, prefill=model if cache else None
     )
+    empty = _static_cache(model, workload.batch, prompt + size.steps) if cache else None
+
+    def logits() -> torch.Tensor:
+        ids = _ids(model, workload.batch, prompt + 1)
+        past = model(input_ids=ids[:, :-1], past_key_values=empty, use_cache=True, logits_to_keep=1).past_key_values
+        return _last_logits(runner, ids[:, -1:], copy.deepcopy(past))
+
+    return sample, logits
+
+
+def _last_logits(runner: torch.nn.Module, ids: torch.Tensor, past: Any) -> torch.Tensor:
+    return runner(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+
+def _ids(model: torch.nn.Module, batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 class _Compiled(torch.nn.Module):

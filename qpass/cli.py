@@ -172,8 +172,9 @@ def compile_(args: argparse.Namespace) -> None:
         model = load_model(args.model, dtype=args.dtype)
         with Steps() as steps:
             trace = pipeline.trace(model, recipe, target=args.target, progress=steps)
-            compiled = pipeline.build(model, trace, target=args.target, progress=steps)
         print(trace.plan, flush=True)
+        with Steps(["built"]) as steps:
+            compiled = pipeline.build(model, trace, target=args.target, progress=steps)
         notes = []
         if args.prompt is not None:
             notes.append(f"it writes: {_generate(compiled, tokenizer, args.prompt)!r}")
@@ -199,7 +200,7 @@ def _weights(program: Program, compiled: Any) -> dict[str, Any]:
 def _trace(args: argparse.Namespace, model: str, recipe: str, until: str) -> pipeline.Trace:
     parsed = Recipe.parse(recipe)
     loaded = load_model(model, dtype=args.dtype)
-    with Steps(until=until) as steps:
+    with Steps(STAGES[: STAGES.index(until) + 1]) as steps:
         return pipeline.trace(loaded, parsed, target=args.target, until=until, progress=steps)
 
 

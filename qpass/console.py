@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,22 +18,34 @@ from tqdm import tqdm
 
 from qpass.stages import STAGES
 
-_FIRST = "capture: torch.export"
-_NEXT = {"RAISED": "recognize ops", "QUANTISED": "quantize weights", "LOWERED": "lower to kernels",
-         "built": "build: pack weights, compile C++"}  # fmt: skip
+_WORK = {
+    "CAPTURED": "capture: torch.export",
+    "RAISED": "recognize ops",
+    "QUANTISED": "quantize weights",
+    "LOWERED": "lower to kernels",
+    "built": "build: pack weights, compile C++",
+}
+
+
+def _label(stage: str) -> str:
+    """What is under way until ``stage`` is reached."""
+    return _WORK.get(stage, stage.lower())
 
 
 class Steps:
-    """Progress over the stages of one compilation: a bar on a terminal, a line a stage elsewhere. Goes to stderr."""
+    """Progress over the stages of one compilation: a bar on a terminal, a line a stage elsewhere. Goes to stderr.
 
-    def __init__(self, *, until: str = "built") -> None:
-        names = [*STAGES, "built"]
-        self._names = names[: names.index(until) + 1]
+    Args:
+        names: the stages to come, in order; the last step of a compilation is ``built``.
+    """
+
+    def __init__(self, names: Sequence[str] = STAGES) -> None:
+        self._names = list(names)
         self._start = time.perf_counter()
         self._bar: Any = None
         if sys.stderr.isatty():
-            layout = "{desc:<36} {bar:20} {n_fmt}/{total_fmt} stages, {elapsed}"
-            self._bar = tqdm(total=len(self._names), desc=_FIRST, bar_format=layout, leave=False)
+            layout = "{desc:<36} {bar:20} {n_fmt}/{total_fmt}, {elapsed}"
+            self._bar = tqdm(total=len(self._names), desc=_label(self._names[0]), bar_format=layout, leave=False)
 
     def __call__(self, stage: str) -> None:
         """``stage`` is reached."""
@@ -43,8 +55,7 @@ class Steps:
         self._bar.update()
         position = self._names.index(stage) + 1
         if position < len(self._names):
-            following = self._names[position]
-            self._bar.set_description_str(_NEXT.get(following, following.lower()))
+            self._bar.set_description_str(_label(self._names[position]))
 
     def __enter__(self) -> Steps:
         return self

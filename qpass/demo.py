@@ -41,11 +41,12 @@ def demo(args: argparse.Namespace) -> None:
         print(f"qpass demo: {DESCRIPTION}, recipe {recipe}, {threads} of {os.cpu_count()} cores")
         tokenizer = load_tokenizer("demo")
         model = load_model("demo", dtype=args.dtype)
-        print(f"compiling for target {args.target} ...", flush=True)
         with Steps() as steps:
             trace = pipeline.trace(model, recipe, target=args.target, progress=steps)
+        print(f"\n{trace.plan}\n\nbuilding for target {args.target}, the longest step ...", flush=True)
+        with Steps(["built"]) as steps:
             compiled = pipeline.build(model, trace, target=args.target, progress=steps)
-        print(f"\n{trace.plan}\n", flush=True)
+        print(f"built in {trace.seconds['build']:.0f} s\n", flush=True)
         models = {f"{dtype}, eager": model if model.dtype == torch_dtype(dtype) else load_model("demo", dtype=dtype)
                   for dtype in ("float32", "bfloat16")}  # fmt: skip
         before = f"{_name(model.dtype)}, eager"

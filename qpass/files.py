@@ -66,7 +66,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         dense[name] = tensor.detach().clone() if address in seen else tensor.detach().contiguous()
         seen.add(address)
     with _replacing(path) as temporary:
+        temporary.touch()  # safetensors makes files that only their owner may read
+        mode = temporary.stat().st_mode
         save_file(dense, temporary, metadata=dict(metadata))
+        temporary.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def _patterns() -> Iterator[str]:
     for rule in rules():
         groups.setdefault(_first_line(rule), []).append(rule.name)
     for doc, names in groups.items():
-        yield f"  {_short(names):<30} {doc}"
+        yield f"  {_short(names):<32} {doc}"
 
 
 def _first_line(rule: Rule) -> str:

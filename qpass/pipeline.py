@@ -150,6 +150,8 @@ def compile(
 ) -> nn.Module:  # fmt: skip
     """A quantized copy of ``model`` that is called as the model is; the model itself is not changed.
 
+    With ``QPASS_DUMP=folder`` in the environment, every stage and what it changed are written there as text.
+
     Args:
         model: in eval mode. A Hugging Face causal LM keeps ``generate()``; an encoder keeps its outputs.
         recipe: a scheme's name such as ``w8a8-int8``, a file, a dict, or a ``Recipe``.

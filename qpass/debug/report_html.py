@@ -37,6 +37,7 @@ pre { margin: 0; padding: .8rem .9rem; overflow-x: auto; border-top: 1px solid v
       font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 .add { background: #e9f7ee; color: #14532d; } .del { background: #fdecec; color: #7f1d1d; }
 .hunk { color: var(--accent); }
+.wrap { white-space: pre-wrap; color: var(--soft); }
 .add, .del { display: inline-block; min-width: 100%; }
 """
 
@@ -114,7 +115,7 @@ def _stages(stages: Sequence[tuple[str, str, str]]) -> str:
         whole = f"<details><summary>Program at {escape(stage)}<small>{lines} lines</small></summary>"
         whole += f"<pre>{escape(text)}</pre></details>"
         parts.append(f"<details><summary>{escape(stage)}<small>{escape(_headline(diff))}</small></summary>")
-        parts.append((f"<pre>{_colored(diff)}</pre>" if diff else "") + whole + "</details>")
+        parts.append((_change(diff) if diff else "") + whole + "</details>")
     return "\n".join(parts)
 
 
@@ -123,10 +124,17 @@ def _headline(diff: str) -> str:
     return diff.split("\n", 1)[0] if diff else "as torch.export gives it"
 
 
+def _change(diff: str) -> str:
+    """The summary of a diff, then its lines."""
+    summary, mark, lines = diff.partition("\n--- ")
+    body = f"<pre>{_colored(f'--- {lines}')}</pre>" if mark else ""
+    return f'<pre class="wrap">{escape(summary.rstrip())}</pre>{body}'
+
+
 def _colored(diff: str) -> str:
     kinds = {"+": "add", "-": "del", "@": "hunk"}
     lines = []
     for line in diff.splitlines():
-        kind = kinds.get(line[:1])
+        kind = "hunk" if line.startswith(("--- ", "+++ ")) else kinds.get(line[:1])
         lines.append(f'<span class="{kind}">{escape(line)}</span>' if kind else escape(line))
     return "\n".join(lines)

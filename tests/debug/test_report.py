@@ -97,9 +97,9 @@ def test_stages_are_as_printed(written: Path) -> None:
     assert (written / "plan.txt").read_text().startswith("plan: recipe mixed on target reference")
 
 
-CELLS = [(38.8312, "38.83"), (1234.5, "1,234"), (0.03123, "0.03123"), (7, "7"), ("a", "a")]
+NUMBERS = [(38.8312, "38.83"), (1234.5, "1,234"), (0.03123, "0.03123"), (7, "7"), ("a", "a")]
 
 
-@pytest.mark.parametrize("value, text", CELLS)
+@pytest.mark.parametrize("value, text", NUMBERS)
 def test_number(value: Any, text: str) -> None:
     assert number(value) == text

@@ -11,6 +11,7 @@ from qpass.errors import (
     UnsupportedError,
     VerifyError,
 )
+from qpass.graph.diff import diff
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
 from qpass.pipeline import capture, compile, plan, trace
@@ -30,6 +31,7 @@ __all__ = [
     "as_python",
     "capture",
     "compile",
+    "diff",
     "plan",
     "show",
     "trace",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +15,13 @@ PRINTS = {
     "03_torch_compile_backend.py": "2 of 2 linears quantized",
     "04_look_inside.py": "joined qpass.gated",
 }
-needs_backend = pytest.mark.skipif(importlib.util.find_spec("qpass.backend") is None, reason="qpass.backend is missing")
-
 
 def test_every_example_is_run() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(PRINTS)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_backend if name.startswith("03") else ()) for name in PRINTS]
+    "name", PRINTS
 )
 def test_example(name: str) -> None:
     path = EXAMPLES / name

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.export import Dim
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -55,7 +56,9 @@ def page() -> str:
     """The text of docs/pipeline.md."""
     torch.manual_seed(0)
     with torch.no_grad():
-        trace = run(tiny.captured(layers=1), Recipe.parse(RECIPE), load_target(TARGET))
+        dims = {"ids": {0: Dim("batch", min=1, max=64), 1: Dim("seq", min=2, max=64)}}
+        program = tiny.export(tiny.Decoder(layers=1), tiny.ids(), dims=dims)
+        trace = run(program, Recipe.parse(RECIPE), load_target(TARGET))
     return "\n".join([INTRO, *(_section(stage, trace[stage]) for stage in trace.stages)])
 
 

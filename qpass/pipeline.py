@@ -22,7 +22,6 @@ from qpass.capture.interface import rebuild
 from qpass.capture.normalise import normalise
 from qpass.capture.program import from_export
 from qpass.errors import InputError
-from qpass.formats import nearest
 from qpass.graph.dump import dump_stage
 from qpass.graph.program import Program
 from qpass.lowering import Target
@@ -187,7 +186,7 @@ def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any
 def load_target(name: str) -> Target:
     """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
     if name not in TARGETS:
-        raise InputError(f"unknown target {name!r}", fix=nearest(name, TARGETS) or f"use one of {', '.join(TARGETS)}")
+        raise InputError(f"unknown target {name!r}", fix=f"use one of {', '.join(TARGETS)}")
     found = importlib.import_module(TARGETS[name]).target
     assert isinstance(found, Target)
     return found

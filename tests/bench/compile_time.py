@@ -1,0 +1,64 @@
+"""Where compile time goes, by stage and number of layers: ``python -m tests.bench.compile_time``.
+
+Prints seconds of export and of each pass for random Llamas of 2, 4, 8 and 16 layers, and what the passes cost relative
+to export. ``--size 1b`` compiles the large model of ``tests.bench.cpu`` once instead, with its peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import transformers
+
+import qpass
+from qpass.debug.evaluate import peak_rss, weight_bytes
+
+from .variants import SIZES, _float_model
+
+LAYERS = (2, 4, 8, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=[name for name in SIZES if name != "small"])
+    parser.add_argument("--recipe", default="w8a8-int8")
+    args = parser.parse_args()
+    if args.size:
+        _whole(args.size, args.recipe)
+    else:
+        _layers(args.recipe)
+
+
+def _layers(recipe: str) -> None:
+    print(f"{'layers':>6} {'export':>8} {'passes':>8} {'ratio':>7}  by pass, seconds")
+    for layers in LAYERS:
+        config = transformers.LlamaConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2,
+        )  # fmt: skip
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        seconds = dict(qpass.trace(model, recipe).seconds)
+        export = seconds.pop("export")
+        passes = sum(seconds.values())
+        parts = " ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
+        print(f"{layers:>6} {export:>8.2f} {passes:>8.2f} {passes / export:>7.1%}  {parts}", flush=True)
+
+
+def _whole(size: str, recipe: str) -> None:
+    model = _float_model(SIZES[size], torch.bfloat16)
+    with peak_rss() as peak:
+        compiled = qpass.compile(model, recipe)
+    before, after = weight_bytes(model), weight_bytes(compiled)
+    print({stage: round(value, 2) for stage, value in compiled.qpass_seconds.items()})
+    print(f"peak {_gib(peak.bytes)}, of which the model {_gib(before)} and the result {_gib(after)}")
+    planned = compiled.qpass_plan.bytes_after
+    print(f"weights {after} bytes, {after / planned - 1:+.2%} of the plan's {planned}")
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -103,6 +103,7 @@ def test_cpu_kernels_in_the_graph(name, recipe):
     trace = pipeline.run(program, Recipe.parse(recipe), load_target("cpu"))
     assert all(choice.kernel is None or choice.kernel.name.startswith("cpu.") for _, choice in trace.plan.choices)
     want, got = trace["QUANTISED"].run(*flat)[0], trace["LOWERED"].run(*flat)[0]
-    # Each kernel is within its bound (tests/lowering/test_cpu_kernels.py). Through the network, a last-bit difference may
-    # move a code of the next layer by one step, and weight-only kernels round their inputs to bfloat16 (relative 2^-9).
+    # Each kernel is within its bound (tests/lowering/test_cpu_kernels.py). Through the network, a last-bit
+    # difference may move a code of the next layer by one step, and weight-only kernels round their inputs to bfloat16
+    # (relative 2^-9).
     assert (got - want).norm() / want.norm() < 0.01

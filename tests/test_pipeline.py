@@ -37,6 +37,33 @@ def test_compiled_equals_reference_at_any_batch():
     assert isinstance(model[0], nn.Linear) and not hasattr(model, "qpass_plan")
 
 
+class Shared(nn.Module):
+    """One weight behind two linears."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.head(self.two(torch.relu(self.one(torch.relu(self.one(x))))))
+
+
+def test_a_shared_weight_is_packed_once():
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(4, 32)
+    compiled = qpass.compile(model, "w8a8-int8", (x,))
+    assert sum(name.endswith("packed") for name in compiled.state_dict()) == 2
+    reference = qpass.compile(model, "w8a8-int8", (x,), target="reference")
+    torch.testing.assert_close(compiled(x), reference(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_shared_weight_has_one_format():
+    recipe = {"linears": {"one": "w8a16", "two": "w4a16-g16", "head": "keep"}}
+    with pytest.raises(qpass.RecipeError, match=r"one weight in two formats: one.weight asks for int8:channel:sym"):
+        qpass.plan(Shared().eval(), recipe, (torch.randn(4, 32),))
+
+
 def test_every_stage_is_there_and_timed():
     trace = qpass.trace(mlp(), RECIPE, (torch.randn(4, 64),), target="reference")
     stages = ["CAPTURED", "NORMAL", "RAISED", "PLANNED", "SOLVED", "QUANTISED", "FUSED", "LOWERED"]

@@ -74,7 +74,7 @@ def export_model(
             return _captured(capture_module(model, args, kwargs, dynamic_shapes, (), strict=strict))
         if isinstance(model, PreTrainedModel):
             return _captured(capture_encoder(model, (), strict=strict))
-    fix = "pass export_model(model, args=(x,)) or kwargs={...} with tensors of typical shape and dtype"
+    fix = "pass args=(x,) or kwargs={...} with tensors of typical shape and dtype"
     raise CaptureError("A plain module needs example inputs", where=type(model).__name__, fix=fix)
 
 

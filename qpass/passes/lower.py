@@ -21,9 +21,10 @@ def lower(program: Program) -> Program:
     params: dict[str, Param] = dict(program.params)
     history = dict(program.history)
     templates: dict[Any, Template] = {}
+    packed: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
         if node.target in (ops.linear, ops.weight_only_linear):
-            added = _kernel(graph, node, program, templates)
+            added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
     _inline_meanings(graph, templates)
@@ -45,8 +46,13 @@ def _op_of(node: fx.Node) -> str:
     return name.removeprefix("qpass.") if name.startswith("qpass.") else ""
 
 
-def _kernel(graph: fx.Graph, node: fx.Node, program: Program, templates: dict[Any, Template]) -> dict[str, Derived]:
-    """Replace a quantized linear by its kernel's call; return the packed weights it needs."""
+def _kernel(
+    graph: fx.Graph, node: fx.Node, program: Program, templates: dict[Any, Template], made: dict[str, fx.Node]
+) -> dict[str, Derived]:
+    """Replace a quantized linear by its kernel's call; return the packed weights it needs.
+
+    ``made``: the packed weights that the graph reads already, by name; linears that share a weight share them.
+    """
     choice = node.meta["plan"]
     kernel: Kernel = choice.kernel
     count = 1 if node.target is ops.weight_only_linear else 3
@@ -55,7 +61,10 @@ def _kernel(graph: fx.Graph, node: fx.Node, program: Program, templates: dict[An
     parts = {key: part for key, part in (("codes", codes), ("scale", scale), ("zero", zero)) if part is not None}
     packed = kernel.prepare({key: part.target for key, part in parts.items()}, program, case)
     base = str(codes.target).removesuffix(".codes")
-    weights = {key: _packed(graph, node, f"{base}.{key}", param) for key, param in packed.items()} or parts
+    for key, param in packed.items():
+        if f"{base}.{key}" not in made:
+            made[f"{base}.{key}"] = _packed(graph, node, f"{base}.{key}", param)
+    weights = {key: made[f"{base}.{key}"] for key in packed} or parts
     keys = list(weights)
 
     def call(*values: Any) -> Any:

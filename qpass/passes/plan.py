@@ -53,6 +53,7 @@ def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
     _check_groups(recipe, linears)
     for node in linears:
         node.meta["plan"] = _choose(node, recipe, target)
+    _check_shared(recipe, linears)
     return program.with_graph(graph, stage="PLANNED")
 
 
@@ -145,12 +146,24 @@ def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
         raise RecipeError(f"the line {line.glob!r} matches no linear", where=f"recipe {recipe.name}", fix=close)
 
 
+def _check_shared(recipe: Recipe, linears: list[fx.Node]) -> None:
+    first: dict[str, fx.Node] = {}
+    for node in linears:
+        one, two = first.setdefault(node.meta["plan"].weight, node), node
+        schemes = [linear.meta["plan"].scheme for linear in (one, two)]
+        if None not in schemes and schemes[0].weight != schemes[1].weight:
+            raise RecipeError(f"one weight in two formats: {names(one)[-1]} asks for {schemes[0].weight}, "
+                              f"{names(two)[-1]} for {schemes[1].weight}", where=f"recipe {recipe.name}",
+                              fix="give linears that share a weight one scheme, or keep one of them in float")
+
+
 def _check_groups(recipe: Recipe, linears: list[fx.Node]) -> None:
     wide = []
     for node in linears:
         line = _line(node, recipe)
         if line and line.scheme and line.scheme.weight.group > node.args[1].meta["val"].shape[1]:
             wide.append(f"{names(node)[0]} ({node.args[1].meta['val'].shape[1]} inputs)")
+    wide = list(dict.fromkeys(wide))
     if wide:
         raise RecipeError(f"a group of {line_group(recipe)} is wider than {len(wide)} weights: {', '.join(wide[:4])}",
                           where=f"recipe {recipe.name}", fix="use a smaller group, or w8a16 for these linears")

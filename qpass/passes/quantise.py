@@ -36,14 +36,14 @@ def quantise(program: Program) -> Program:
     params, history = dict(program.params), dict(program.history)
     types: _Types = {}
     inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
-    weights: dict[tuple[fx.Node, Format, torch.dtype], fx.Node] = {}
+    weights: dict[tuple[fx.Node, Format], fx.Node] = {}
     for node in list(graph.nodes):
         choice = node.meta.get("plan")
         if choice is None or choice.scheme is None:
             continue
         x, weight = node.args[:2]
         builder = _Builder(graph, node, types)
-        key = (weight, choice.scheme.weight, node.meta["val"].dtype)
+        key = (weight, choice.scheme.weight)
         if key not in weights:
             _check_finite(program, weight.target)
             weights[key] = _weight(builder, params, history, weight, choice.scheme.weight)

@@ -86,7 +86,7 @@ _REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "meta": (_meta, (X,), _IN, "The model has a parameter without data on the meta device (at weight). Fix: "),
     "compiled": (_compiled, (X,), _IN, "The model is already compiled by qpass. Fix: compile the original"),
     "no module": (lambda: 3, (X,), _IN, "The model is a int, not a torch.nn.Module. Fix: pass the module itself."),
-    "no example": (_of(Branch), (), _NOT, "A plain module needs example inputs (at Branch). Fix: pass export_model("),
+    "no example": (_of(Branch), (), _NOT, "A plain module needs example inputs (at Branch). Fix: pass args=(x,)"),
     "no tuple": (_of(Branch), X, _IN, "args is a Tensor, not a tuple of example inputs. Fix: pass a tuple"),
     "two": (_of(Branch), (X, X), _IN, "The example inputs do not fit forward: too many positional arguments (at"),
     "empty": (_of(Branch), (X[:0],), _IN, "An example input is empty, shape [0, 4] (at args[0]). Fix: pass examples"),

@@ -72,8 +72,3 @@ def as_module(program: Program) -> fx.GraphModule:
     for node in graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key in ("val", "stack_trace")}
     return fx.GraphModule(torch.nn.Module(), graph)
-
-
-def tensors(program: Program) -> list[Tensor]:
-    """The tensors that ``as_module``'s leading placeholders take."""
-    return list(materialise(program).values())

@@ -51,6 +51,12 @@ class CausalLMCall(CallConvention):
     use_cache: bool
     return_dict: bool
 
+    @property
+    def states(self) -> tuple[tuple[int, int], ...]:
+        """The cache: the last inputs, and the outputs after the logits."""
+        first = len(self.inputs) - len(self.kv)
+        return tuple((first + number, 1 + number) for number in range(len(self.kv)))
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Flat inputs: input_ids, attention_mask, [position_ids], keep, k0, v0, ... Missing ones get their default."""
         return self.flatten_bound(self.bind(args, kwargs))

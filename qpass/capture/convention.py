@@ -54,6 +54,11 @@ class CallConvention:
     ranges: Mapping[str, tuple[int, int | None]]
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
+    @property
+    def states(self) -> tuple[tuple[int, int], ...]:
+        """(flat input, flat output) pairs of a state that one call leaves and the next one takes."""
+        return ()
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name; those of `**kwargs` are merged in. Raises InputError on a bad call."""
         try:

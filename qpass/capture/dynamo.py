@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import tracing
@@ -239,7 +239,9 @@ def _program(
     held = tuple((item.position, name) for item, name in zip(order, named) if name is not None)
     call = FlatCall(tuple(inputs), held, tuple(mutated), outputs)
     program = from_flat(traced.graph, params, targets, clean_scopes)
-    return replace(program, dims=_dims(order, inputs), call=call)
+    weights = frozenset(name for item, name in zip(order, named)
+                        if name is not None and isinstance(example_inputs[item.position], nn.Parameter))  # fmt: skip
+    return replace(program, dims=_dims(order, inputs), call=call, weights=weights)
 
 
 def _take_literals(graph: fx.Graph, leading: int) -> tuple[tuple[Any] | None, ...]:

@@ -31,7 +31,9 @@ def from_export(exported: torch.export.ExportedProgram, *, prefix: str, dims: di
               if isinstance(spec.arg, ConstantArgument)}
     constants = {node: values[node.name] for node in exported.graph.nodes if node.name in values}
     program = from_flat(exported.graph, params, held, lambda stack: clean_scopes(stack, prefix), constants)
-    return Program(program.graph, program.params, stage="CAPTURED", dims=dims, call=call)
+    weights = frozenset(str(spec.target).removeprefix(prefix) for spec in exported.graph_signature.input_specs
+                        if spec.kind == InputKind.PARAMETER)  # fmt: skip
+    return Program(program.graph, program.params, stage="CAPTURED", dims=dims, call=call, weights=weights)
 
 
 def from_flat(

@@ -57,6 +57,7 @@ class Program:
         call: how the user's arguments map to the flat inputs and back.
         log: what each pass did, oldest first.
         history: parameter name -> the edits it went through, for printing.
+        weights: names of the parameters that are the model's own weights; the rest are buffers and constants.
     """
 
     graph: fx.Graph
@@ -66,6 +67,7 @@ class Program:
     call: Any = None
     log: tuple[Change, ...] = ()
     history: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: frozenset[str] = frozenset()
 
     def tensor(self, name: str) -> Tensor:
         """The value of parameter ``name``; derived ones are computed now."""

@@ -1,0 +1,183 @@
+"""Scale flow: all exact per-channel re-scalings of a program, from its dataflow alone.
+
+The walk gives each element of each activation an unknown log-scale and each op its equations; the null space of the
+equations is the set of all re-scalings; its independent parts, grouped by what they touch, are the sites.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qpass.graph.program import Program
+from qpass.sites import rules  # noqa: F401  registers them
+from qpass.sites.axes import Part, parts
+from qpass.sites.naming import describe
+from qpass.sites.site import Analysis, Axis, Powers, Site, Smooth, State
+from qpass.sites.system import Solution, narrowed
+from qpass.sites.walk import Walk
+
+
+def analyse(program: Program, *, smooth: bool = False) -> Analysis:
+    """Every exact re-scaling of a program of stage NORMAL to SOLVED. The program is not changed.
+
+    Args:
+        smooth: activations x·h(x) may become x·h(x/s), which adds the gated-activation sites of FSBR.
+
+    Raises:
+        UnsupportedError: an op whose sizes cannot be followed, with its source line.
+    """
+    walk = Walk(program, smooth=smooth)
+    walk.run()
+    pieces = parts(walk)
+    solution = walk.system.solve()
+    gathered = _Gathered(walk, pieces, solution)
+    sites = gathered.sites()
+    return Analysis(tuple(sites), _refused(walk, solution), dict(walk.unknown))
+
+
+class _Gathered:
+    """Everything that follows a re-scaling, resolved to the free factors, and which factors belong together."""
+
+    def __init__(self, walk: Walk, pieces: list[Part], solution: Solution) -> None:
+        self.walk, self.solution = walk, solution
+        self.items: list[tuple[object, tuple[int, ...], Tensor, Tensor]] = []
+        for piece in sorted(pieces, key=lambda piece: piece.use.order):
+            self._add(piece, piece.dims, piece.labels)
+        for name, labels in walk.smooths.items():
+            self._add(Smooth(name, _NONE), (0,), -labels)
+        for name, labels in walk.states.items():
+            dims = tuple(d for d in range(labels.dim()) if labels.stride(d) != 0 or labels.shape[d] == 1)
+            at = tuple(slice(None) if d in dims else 0 for d in range(labels.dim()))
+            self._add(State(name, dims, _NONE), dims, labels[at])
+        self.group = self._groups()
+
+    def _add(self, what: object, dims: tuple[int, ...], labels: Tensor) -> None:
+        index, power = self.solution.resolve(labels)
+        if bool((index >= 0).any()):
+            self.items.append((what, dims, index, power))
+
+    def _groups(self) -> np.ndarray:
+        """A number for each free factor; factors that touch the same things in the same way share one."""
+        marks = np.zeros(self.solution.size, np.uint64)
+        random = np.random.default_rng(0)
+        for _, _, index, power in self.items:
+            tag = random.integers(1, 2**63, dtype=np.uint64)
+            pairs = np.stack((index.reshape(-1).numpy(), np.rint(power.reshape(-1).numpy() * 720).astype(np.int64)), 1)
+            pairs = np.unique(pairs[pairs[:, 0] >= 0], axis=0)
+            with np.errstate(over="ignore"):
+                np.add.at(marks, pairs[:, 0], tag * (pairs[:, 1] * 2 + 1).astype(np.uint64))
+        seen: dict[int, int] = {}
+        return np.array([seen.setdefault(int(mark), len(seen)) for mark in marks], np.int64)
+
+    def sites(self) -> list[Site]:
+        """The sites, in graph order."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for number, (_, _, index, _) in enumerate(self.items):
+            touched = np.unique(index.numpy())
+            for group in np.unique(self.group[touched[touched >= 0]]).tolist():
+                members[group].append(number)
+        untouched = set(range(int(self.group.max()) + 1 if len(self.group) else 0)) - set(members)
+        assert not untouched, "a free factor that no parameter follows"
+        made = [self._site(group, numbers) for group, numbers in members.items()]
+        order = {id(site): min(numbers) for site, numbers in zip(made, members.values())}
+        return describe(sorted(made, key=lambda site: order[id(site)]))
+
+    def _site(self, group: int, numbers: list[int]) -> Site:
+        local = np.full(self.solution.size + 1, -1, np.int64)
+        self._number(local, group, numbers)
+        axes, smooths, states = [], [], []
+        for number in numbers:
+            what, dims, index, power = self.items[number]
+            powers = _local(local, index, power)
+            if isinstance(what, Part):
+                axes.append(_axis(what, dims, powers))
+            elif isinstance(what, Smooth):
+                smooths.append(replace(what, powers=powers))
+            elif isinstance(what, State):
+                states.append(replace(what, powers=powers))
+        size = int(local.max()) + 1
+        site = _turned(Site("", "", size, tuple(axes), tuple(smooths), tuple(states)))
+        free = np.flatnonzero(local[:-1] >= 0)
+        return replace(site, **_shift(self.walk, self.solution, free))  # type: ignore[arg-type]
+
+    def _number(self, local: np.ndarray, group: int, numbers: list[int]) -> None:
+        """Factors are numbered by channel of the first weight column that they touch, else of the first thing."""
+        columns = [n for n in numbers if isinstance(self.items[n][0], Part) and self.items[n][0].role == "column"]  # type: ignore[attr-defined]
+        count = 0
+        for number in (columns or numbers)[:1] + numbers:
+            flat = self.items[number][2].reshape(-1).numpy()
+            flat = flat[(flat >= 0)]
+            flat = flat[(self.group[flat] == group) & (local[flat] < 0)]
+            unique, first = np.unique(flat, return_index=True)
+            unique = unique[np.argsort(first)]
+            local[unique] = np.arange(count, count + len(unique))
+            count += len(unique)
+
+
+_NONE = Powers(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.float64))
+
+
+def _local(local: np.ndarray, index: Tensor, power: Tensor) -> Powers:
+    """The part of an index that belongs to one site, by the site's own numbers; terms that are empty go."""
+    mine = torch.from_numpy(local[index.numpy()])
+    live = (mine >= 0).reshape(len(mine), -1).any(1)
+    mine, power = mine[live], torch.where(mine >= 0, power, 0.0)[live]
+    return Powers(mine, power)
+
+
+def _axis(part: Part, dims: tuple[int, ...], powers: Powers) -> Axis:
+    use = part.use
+    return Axis(use.param, dims, powers, part.role, use.node, part.where, use.offset,
+                use.reads if part.role == "column" else None, use.bias if part.role != "column" else None)  # fmt: skip
+
+
+def _turned(site: Site) -> Site:
+    """Point s so that consumers multiply: the first weight column, else gate rows, else what comes last."""
+    lead = next((axis.powers for axis in site.axes if axis.role == "column"), None)
+    sign = lead.sign if lead else 0
+    if site.smooths:
+        sign = -site.smooths[0].powers.sign
+    elif not lead and site.axes:
+        sign = -site.axes[0].powers.sign
+    if sign >= 0:
+        return site
+
+    def turn(powers: Powers) -> Powers:
+        return Powers(powers.index, -powers.power)
+
+    return replace(site, axes=tuple(replace(axis, powers=turn(axis.powers)) for axis in site.axes),
+                   smooths=tuple(replace(item, powers=turn(item.powers)) for item in site.smooths),
+                   states=tuple(replace(item, powers=turn(item.powers)) for item in site.states))  # fmt: skip
+
+
+def _shift(walk: Walk, solution: Solution, free: np.ndarray) -> dict[str, object]:
+    """Whether a shift may move where a scale does, and which ops would need a bias for it."""
+    mine = np.zeros(solution.size + 1, bool)
+    mine[free] = True
+
+    def touches(labels: Tensor) -> bool:
+        flat = np.abs(labels.numpy())
+        index = solution.index[np.where(flat >= 2**61, 0, flat)]
+        return bool(mine[index].any())
+
+    refused = next((why for labels, why in walk.shifts.refused if touches(labels)), None)
+    missing = [] if refused else [node for labels, node in walk.shifts.biasless if touches(labels)]
+    return {"unshiftable": refused, "missing_bias": tuple(dict.fromkeys(missing))}
+
+
+def _refused(walk: Walk, solution: Solution) -> dict[str, str]:
+    """Readers of activations that no site re-scales, and why."""
+    found: dict[str, str] = {}
+    for node, labels, why in walk.columns:
+        index, _ = solution.resolve(labels)
+        if bool((index >= 0).any()):
+            continue
+        small = narrowed(labels).reshape(-1)
+        first = next((int(label) for label in small[:1].tolist() if abs(label) < 2**61), 0)
+        found[node] = (walk.system.why(first) if first else why) or "no weight before it makes a factor"
+    return found

@@ -1,0 +1,29 @@
+"""The rules of scale flow, one file an op family. Importing this registers them."""
+
+from qpass.sites.rules import (
+    activation,
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    embedding,
+    experts,
+    movement,
+    normalisation,
+    reduction,
+    scatter,
+)
+
+__all__ = [
+    "activation",
+    "attention",
+    "contraction",
+    "convolution",
+    "elementwise",
+    "embedding",
+    "experts",
+    "movement",
+    "normalisation",
+    "reduction",
+    "scatter",
+]

@@ -1,0 +1,164 @@
+"""Ops that only move elements: the labels move along."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from qpass.sites.flow import Flow, Weight
+from qpass.sites.rule import rule
+from qpass.sites.system import NEUTRAL
+from qpass.sites.walk import Walk
+
+MOVES = ("reshape", "view", "transpose", "permute", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "split",
+         "split_with_sizes", "chunk", "unbind", "repeat", "repeat_interleave", "flip", "roll", "narrow", "unfold",
+         "movedim", "expand_as", "view_as", "diagonal", "swapaxes", "flatten", "unflatten", "tensor_split", "clone",
+         "contiguous", "alias", "detach", "as_strided", "numpy_T", "adjoint", "moveaxis", "swapdims", "mT", "ravel")
+LAST = ("slice", "split", "split_with_sizes", "chunk", "select", "narrow", "unbind", "unsqueeze")
+
+
+@rule(*MOVES, identity="s*x = s*x")
+def moved(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """y[i] = x[π(i)]."""
+    if not isinstance(x, Flow | Weight):
+        return walk._keep(node, [], (x, *args), kwargs, known=True)
+    if isinstance(x, Flow) and x.over is not None and not _keeps_rows(node, x, args):
+        x = replace(x, labels=walk.labels(x, node), over=None)
+    rest = pytree.tree_map(lambda leaf: leaf.meta if isinstance(leaf, Flow) else leaf, (args, kwargs))
+    call: Any = node.target
+    return walk.move(x, node, lambda value: call(value, *rest[0], **rest[1]))
+
+
+def _keeps_rows(node: fx.Node, x: Flow, args: Any) -> bool:
+    """Whether a movement leaves the first dimension alone, so that rows still belong to their groups."""
+    name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    where = {"split": 1, "split_with_sizes": 1, "chunk": 1, "narrow": 0, "slice": 0, "select": 0, "unbind": 0,
+             "unsqueeze": 0}.get(name)  # fmt: skip
+    if where is not None:
+        dim = args[where] if len(args) > where else 0
+        return isinstance(dim, int) and dim % (x.meta.dim() + (name == "unsqueeze")) > 0
+    if name in ("reshape", "view"):
+        return bool(args[0]) and args[0][0] == x.meta.shape[0]
+    if name == "transpose":
+        return all(dim % x.meta.dim() > 0 for dim in args[:2])
+    return name in ("clone", "contiguous", "detach", "alias")
+
+
+@rule("_to_copy", "to", "type_as", "dropout", "copy", identity="s*x = s*x", always=True)
+def cast(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """y = x in another dtype. A cast to integers keeps factors out."""
+    value = node.meta["val"]
+    if not isinstance(x, Flow | Weight) or not value.is_floating_point():
+        return walk._keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, *args), kwargs, known=True)
+    if isinstance(x, Weight):
+        return replace(x, dtype=value.dtype)
+    return replace(x, meta=torch.empty_like(x.meta, dtype=value.dtype))
+
+
+@rule("cat", "concat", "concatenate", identity="s*x = s*x")
+def cat(walk: Walk, node: fx.Node, values: Any, dim: int = 0) -> Any:
+    """y = [x₁, x₂, …]."""
+    return _joined(walk, node, values, dim, torch.cat)
+
+
+@rule("stack", identity="s*x = s*x")
+def stack(walk: Walk, node: fx.Node, values: Any, dim: int = 0) -> Any:
+    """y = [x₁, x₂, …] along a new dimension."""
+    return _joined(walk, node, values, dim, torch.stack)
+
+
+@rule("qpass.cache_update", identity="s*x = s*x")
+def cache_update(walk: Walk, node: fx.Node, past: Any, new: Any) -> Any:
+    """y = [past, new] along the sequence."""
+    return _joined(walk, node, (past, new), -2, torch.cat)
+
+
+def _joined(walk: Walk, node: fx.Node, values: Any, dim: int, join: Any) -> Any:
+    labels = [walk.labels(value, node) for value in values]
+    metas = [value.meta if isinstance(value, Flow) else torch.empty(value.shape, device="meta") for value in values]
+    at = dim % metas[0].dim() if join is torch.cat else None
+    small = labels
+    if at is not None:  # a dimension in which nothing varies need not be written out
+        flat = [d for d in range(metas[0].dim()) if d != at and all(
+            label.dim() == metas[0].dim() and (label.stride(d) == 0 or label.shape[d] == 1) for label in labels)]
+        small = [_cut(label, flat) for label in labels]
+    meta = join(metas, dim).to(node.meta["val"].dtype)
+    return walk.flow(meta, join(small, dim))
+
+
+def _cut(label: Tensor, dims: list[int]) -> Tensor:
+    for dim in dims:
+        label = label.narrow(dim, 0, min(1, label.shape[dim]))
+    return label
+
+
+@rule("index", "index_select", "gather", "take_along_dim", identity="s*x = s*x")
+def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """y = x[i]. Where data picks i, all that it may pick has one factor."""
+    call: Any = node.target
+    if not isinstance(x, Flow | Weight):
+        return walk._keep(node, [], (x, *args), kwargs, known=True)
+    picks = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+    if not any(pick.is_meta for pick in picks) and not isinstance(x, Weight):
+        return moved(walk, node, x, *args, **kwargs)
+    name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    dims = [d for d, pick in enumerate(args[0]) if pick is not None] if name == "index" else [
+        (args[1] if name == "take_along_dim" else args[0]) % len(x.shape if isinstance(x, Weight) else x.meta.shape)]
+    zeros = pytree.tree_map(
+        lambda leaf: torch.zeros(leaf.shape, dtype=torch.int64) if isinstance(leaf, Tensor) else leaf, args)
+    if any(leaf.dtype == torch.bool for leaf in picks):
+        return walk._keep(node, [x], (x, *args), kwargs, known=True)
+    if isinstance(x, Weight):
+        return _picked(x, dims, lambda coord: call(coord, *zeros, **kwargs))
+    labels = walk.tie(walk.labels(x, node), dims, f"data picks elements at %{node.meta['name']}")
+    labels = call(labels.expand(x.meta.shape), *zeros, **kwargs)
+    return walk.flow(torch.empty(labels.shape, dtype=x.meta.dtype, device="meta"), labels, x.why)
+
+
+def _picked(x: Weight, dims: list[int], run: Any) -> Weight:
+    """A parameter of which data picks slices: the coordinates along those dimensions are unknown."""
+    coords = []
+    for coord in x.coords:
+        moving = any(coord.shape[d] > 1 and coord.stride(d) != 0 for d in dims)
+        coords.append(torch.full((), -1).expand(run(coord).shape) if moving else _still(run(coord), coord, dims))
+    return replace(x, coords=tuple(coords))
+
+
+def _still(found: Tensor, coord: Tensor, dims: list[int]) -> Tensor:
+    """Gathering copies: bring back that the picked dimensions, now in front of ``dims[0]``, only repeat."""
+    extra = found.dim() - coord.dim() + len(dims)
+    for d in range(dims[0], dims[0] + extra):
+        if d < found.dim():
+            found = found.narrow(d, 0, 1).expand([*found.shape[:d], found.shape[d], *found.shape[d + 1:]])
+    return found
+
+
+@rule("getitem", identity="s*x = s*x", always=True)
+def getitem(walk: Walk, node: fx.Node, values: Any, at: int) -> Any:
+    """One of several results."""
+    return values[at]
+
+
+@rule("constant_pad_nd", "pad", identity="s*0 = 0")
+def pad(walk: Walk, node: fx.Node, x: Any, sizes: Any, *args: Any, **kwargs: Any) -> Any:
+    """y = x with zeros around it. Any other constant keeps factors out."""
+    call: Any = node.target
+    value = next((arg for arg in args if isinstance(arg, int | float)), kwargs.get("value") or 0)
+    mode = next((arg for arg in args if isinstance(arg, str)), "constant")
+    if not isinstance(x, Flow) or mode != "constant" or (value != 0 and abs(value) != float("inf")):
+        return walk._keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, sizes, *args), kwargs, known=True)
+    labels = torch.ops.aten.constant_pad_nd.default(walk.labels(x, node).contiguous(), sizes, NEUTRAL)
+    walk.shifts.refuse(labels, f"%{node.meta['name']} pads with zeros, which no shift moves")
+    return walk.flow(call(x.meta, sizes, *args, **kwargs), labels, x.why)
+
+
+@rule("tril", "triu", identity="s*x = s*x")
+def triangle(walk: Walk, node: fx.Node, x: Any, *args: Any) -> Any:
+    """y = x, or 0 outside of the triangle."""
+    labels = walk.labels(x, node)
+    walk.shifts.refuse(labels, f"%{node.meta['name']} writes zeros, which no shift moves")
+    return walk.flow(walk.shape_of(node, (x, *args), {}), labels)

@@ -1,0 +1,55 @@
+"""Normalisations: no factor goes in; the weight, and the bias with it, makes new ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from qpass.sites.flow import Flow, Weight
+from qpass.sites.rule import rule
+from qpass.sites.walk import Walk
+
+
+@rule("qpass.rms_norm", identity="s*w*x = s*(w*x)")
+def rms_norm(walk: Walk, node: fx.Node, x: Any, weight: Any, eps: float, offset: float = 0.0, *args: Any) -> Any:
+    """y = (c + w) x / rms(x): (c + w') = s (c + w)."""
+    scale = replace(weight, offset=weight.offset + offset) if isinstance(weight, Weight) and offset else weight
+    return _normalised(walk, node, x, scale, None)
+
+
+@rule("rms_norm", "_fused_rms_norm", identity="s*w*x = s*(w*x)")
+def aten_rms_norm(walk: Walk, node: fx.Node, x: Any, shape: Any, weight: Any = None, *args: Any) -> Any:
+    """y = w x / rms(x)."""
+    return _normalised(walk, node, x, weight, None)
+
+
+@rule("layer_norm", identity="s*w*x + s*b = s*(w*x + b)")
+def layer_norm(walk: Walk, node: fx.Node, x: Any, shape: Any, weight: Any = None, bias: Any = None, *args: Any) -> Any:
+    """y = w (x - mean) / std + b."""
+    return _normalised(walk, node, x, weight, bias)
+
+
+@rule("qpass.layer_norm", identity="s*w*x + s*b = s*(w*x + b)")
+def qpass_layer_norm(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """y = w (x - mean) / std + b."""
+    return _normalised(walk, node, x, weight, bias)
+
+
+def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> Flow:
+    name = node.meta["name"]
+    walk.zero(x, node, f"%{name} normalises it")
+    meta = x.meta if isinstance(x, Flow) else Tensor
+    if weight is None:
+        if bias is not None:
+            walk.zero(bias, node, f"the bias of %{name}, which has no weight")
+        return walk.flow(meta, why=f"%{name} has no weight that could make a factor")
+    labels = walk.labels(weight, node).expand(meta.shape)
+    if isinstance(bias, Weight):
+        walk.system.equal(walk.labels(weight, node), walk.labels(bias, node), f"weight and bias of %{name}")
+        if isinstance(weight, Weight):
+            walk.uses[walk._dense[weight.name, weight.offset].order].bias = bias.name
+    else:
+        walk.shifts.needs_bias(labels, name)
+    return walk.flow(meta, labels)

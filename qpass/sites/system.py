@@ -1,0 +1,297 @@
+"""Linear equations over unknown log-scales, as they come, and their null space.
+
+A label names the log-scale of one element: 0 is "must not change", +i is unknown i, -i its negative, and NEUTRAL is a
+value no factor can change (an exact zero or an infinity). Ties between two labels go to a union-find with signs, all
+of a tensor at once; the few equations with three labels, or with a coefficient of 2, wait for ``solve``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NEUTRAL = -(2**62)
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The null space, by unknown: label = Σ over terms of ``power · log s[index]``.
+
+    Args:
+        size: its dimension, the length of s.
+        index: [unknowns, terms] int64, -1 where there is no term.
+        power: [unknowns, terms] float64.
+    """
+
+    size: int
+    index: Array
+    power: Array
+
+    def resolve(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Index and power, [terms, *shape], of signed labels."""
+        flat = labels.numpy()
+        which = np.where(flat == NEUTRAL, 0, np.abs(flat))
+        index, power = self.index[which], self.power[which] * np.sign(flat)[..., None]
+        live = (index >= 0).reshape(-1, index.shape[-1]).any(0) if index.size else np.zeros(1, bool)
+        terms = max(1, int(live.nonzero()[0].max()) + 1 if live.any() else 1)
+        return (torch.from_numpy(np.moveaxis(index[..., :terms], -1, 0).copy()),
+                torch.from_numpy(np.moveaxis(power[..., :terms], -1, 0).copy()))
+
+
+class System:
+    """Unknowns and equations. Labels are int64 tensors of any shape; most are expanded, which costs nothing."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.parent: Array = np.zeros(1, np.int64)  # signed: unknown i equals sign(parent) times |parent|
+        self.link: Array = np.zeros(1, np.int64)  # as parent, but never shortened: it remembers who met whom
+        self.event: Array = np.full(1, -1, np.int64)
+        self.reasons: list[str] = []
+        self.rows: list[tuple[Array, Array, int]] = []  # labels [n, k], coefficients [k], preferred pivot column
+        self.unions = 0
+
+    def fresh(self, *shape: int) -> Tensor:
+        """New unknowns."""
+        first, number = self.count, int(np.prod(shape))
+        self.count += number
+        if self.count > len(self.parent):
+            room = max(self.count, 2 * len(self.parent))
+            for name, fill in (("parent", 0), ("link", 0), ("event", -1)):
+                old = getattr(self, name)
+                new = np.full(room, fill, np.int64)
+                new[: len(old)] = old
+                setattr(self, name, new)
+        span = np.arange(first, self.count)
+        self.parent[span] = self.link[span] = span
+        return torch.from_numpy(span).reshape(shape)
+
+    def find(self, labels: Array) -> Array:
+        """Each label's representative; 0 where it must not change."""
+        sign, at = np.sign(labels), np.abs(labels)
+        start = at
+        while True:
+            above = self.parent[at]
+            sign, over = sign * np.where(above < 0, -1, 1), np.abs(above)
+            if (over == at).all():
+                break
+            at = over
+        self.parent[start] = np.where(at == 0, 0, at * sign * np.where(labels < 0, -1, 1))
+        return np.asarray(at * sign)
+
+    def value(self, labels: Tensor) -> Tensor:
+        """Labels by their representatives, NEUTRAL kept; expanded dimensions stay expanded."""
+        small = narrowed(labels)
+        flat = small.reshape(-1).numpy()
+        found = np.where(flat == NEUTRAL, NEUTRAL, self.find(np.where(flat == NEUTRAL, 0, flat)))
+        return torch.from_numpy(found).reshape(small.shape).expand(labels.shape)
+
+    def is_zero(self, labels: Tensor) -> bool:
+        """Whether none of the labels may change, as far as is known."""
+        found = self.value(labels)
+        return bool(((found == 0) | (found == NEUTRAL)).all())
+
+    def equal(self, one: Tensor, two: Tensor, why: str) -> None:
+        """Tie two tensors of labels, broadcast against each other, element by element."""
+        a, b = narrowed(*torch.broadcast_tensors(one, two))
+        self._union(a.reshape(-1).numpy(), b.reshape(-1).numpy(), why)
+
+    def zero(self, labels: Tensor, why: str) -> None:
+        """These must not change."""
+        self.equal(labels, torch.zeros((), dtype=torch.int64), why)
+
+    def _union(self, a: Array, b: Array, why: str) -> None:
+        keep = (a != NEUTRAL) & (b != NEUTRAL) & (a != b)
+        a, b = a[keep], b[keep]
+        self.reasons.append(why)
+        while a.size:
+            a, b = self.find(a), self.find(b)
+            differ = a != b
+            a, b = a[differ], b[differ]
+            if not a.size:
+                return
+            opposite = a == -b  # x = -x: zero
+            high = np.maximum(np.abs(a), np.abs(b))
+            first_high = np.abs(a) == high
+            low = np.where(opposite, 0, np.where(first_high, b * np.sign(a), a * np.sign(b)))
+            self.parent[high] = self.link[high] = low  # of several writers one wins, the rest come around again
+            self.event[high] = len(self.reasons) - 1
+            self.unions += 1
+
+    def combine(self, terms: Sequence[tuple[float, Tensor]], why: str, pivot: int = 0) -> Tensor:
+        """The label Σ coefficient · label; a fresh unknown and an equation where no existing label is that sum.
+
+        NEUTRAL in a factor makes the product NEUTRAL. ``pivot``: which of (result, *terms) the others should express.
+        """
+        labels = torch.broadcast_tensors(*(self.value(label) for _, label in terms))
+        shape = labels[0].shape
+        small = narrowed(*labels)
+        stack = np.stack([label.reshape(-1).numpy() for label in small], 1)
+        unique, back = np.unique(stack, axis=0, return_inverse=True)
+        weights = np.array([coefficient for coefficient, _ in terms])
+        result = self._sums(unique, weights, pivot, why)
+        return torch.from_numpy(result[back.reshape(-1)]).reshape(small[0].shape).expand(shape)
+
+    def _sums(self, labels: Array, weights: Array, pivot: int, why: str) -> Array:
+        neutral = (labels == NEUTRAL).any(1)
+        live = labels != 0
+        single = live.sum(1) == 1
+        column = live.argmax(1)
+        rows = np.arange(len(labels))
+        unit = single & (np.abs(weights[column]) == 1)
+        result = np.where(unit, labels[rows, column] * weights[column].astype(np.int64), 0)
+        if len(weights) == 2 and abs(weights[0]) == abs(weights[1]) == 1:  # x - x
+            cancel = labels[:, 0] * int(weights[0]) == -labels[:, 1] * int(weights[1])
+        else:
+            cancel = np.zeros(len(labels), bool)
+        rest = live.any(1) & ~unit & ~cancel & ~neutral
+        result[cancel] = 0
+        if rest.any():
+            made = self.fresh(int(rest.sum())).numpy()
+            result[rest] = made
+            self.row(np.concatenate((made[:, None], labels[rest]), 1), np.array([-1.0, *weights]), why, pivot)
+        result[neutral] = NEUTRAL
+        return np.asarray(result)
+
+    def row(self, labels: Array, weights: Array, why: str, pivot: int = 0) -> None:
+        """Σ_k weights[k] · labels[:, k] = 0, one equation a line. labels: [n, k]; weights: [k]."""
+        self.reasons.append(why)
+        self.rows.append((np.where(labels == NEUTRAL, 0, labels), weights, pivot))
+
+    def why(self, label: int) -> str:
+        """Why a label must not change: the reason that tied its class to zero."""
+        at, reason = abs(label), ""
+        while at:
+            event, at = int(self.event[at]), abs(int(self.link[at]))
+            if event < 0:
+                return reason
+            reason = self.reasons[event]
+        return reason
+
+    def solve(self) -> Solution:
+        """All exact re-scalings."""
+        rows = self._reduce()
+        roots = self.find(np.arange(self.count))
+        pivots = _eliminate(rows)
+        free = np.unique(np.abs(roots))
+        free = np.array([root for root in free if root and root not in pivots] if pivots else free[free > 0], np.int64)
+        number = np.full(self.count, -1, np.int64)
+        number[free] = np.arange(len(free))
+        width = max([1, *(len(terms) for terms in pivots.values())])
+        index, power = np.full((self.count, width), -1, np.int64), np.zeros((self.count, width))
+        index[:, 0] = number[np.abs(roots)]
+        power[:, 0] = np.where(index[:, 0] >= 0, np.sign(roots), 0)
+        self._express(roots, pivots, number, index, power)
+        return Solution(len(free), index, power)
+
+    @staticmethod
+    def _express(roots: Array, pivots: dict[int, dict[int, Fraction]], number: Array, index: Array,
+                 power: Array) -> None:  # fmt: skip
+        if not pivots:
+            return
+        chosen = np.isin(np.abs(roots), np.fromiter(pivots, np.int64, len(pivots)))
+        for at in chosen.nonzero()[0].tolist():
+            sign = 1 if roots[at] > 0 else -1
+            for term, (other, weight) in enumerate(pivots[abs(int(roots[at]))].items()):
+                index[at, term], power[at, term] = number[other], sign * float(weight)
+
+    def _reduce(self) -> list[tuple[dict[int, Fraction], int]]:
+        """The equations over representatives; those with one label, or two of equal weight, become ties first."""
+        pending = [(labels, weights, pivot, reason) for reason, (labels, weights, pivot) in enumerate(self.rows)]
+        while True:
+            before = self.unions
+            left: list[tuple[dict[int, Fraction], int]] = []
+            seen: set[Any] = set()
+            for labels, weights, pivot, _ in pending:
+                found = self.find(labels.reshape(-1)).reshape(labels.shape)
+                self._tie_rows(found, weights)
+            for labels, weights, pivot, _ in pending:
+                found = self.find(labels.reshape(-1)).reshape(labels.shape)
+                for line in np.unique(found, axis=0).tolist():
+                    terms = _collect(line, weights)
+                    key = tuple(sorted(terms.items()))
+                    if len(terms) > 1 and key not in seen:
+                        seen.add(key)
+                        left.append((terms, abs(line[pivot])))
+                    elif len(terms) == 1:
+                        self._union(np.array([next(iter(terms))]), np.zeros(1, np.int64), "a product that must not change")
+            if before == self.unions:
+                return [(terms, pivot) for terms, pivot in left if len(terms) > 1]
+
+    def _tie_rows(self, found: Array, weights: Array) -> None:
+        """Lines with just two labels of equal weight are ties."""
+        live = found != 0
+        two = live.sum(1) == 2
+        if not two.any():
+            return
+        lines = found[two]
+        order = np.argsort(lines == 0, axis=1, kind="stable")[:, :2]
+        rows = np.arange(len(lines))
+        a, b = lines[rows, order[:, 0]], lines[rows, order[:, 1]]
+        wa, wb = weights[order[:, 0]], weights[order[:, 1]]
+        tie = (np.abs(wa) == np.abs(wb)) & (np.abs(a) != np.abs(b))
+        self._union(a[tie], -b[tie] * np.sign(wa * wb).astype(np.int64)[tie], "a product that must not change")
+
+
+def _collect(line: Sequence[int], weights: Array) -> dict[int, Fraction]:
+    terms: dict[int, Fraction] = defaultdict(Fraction)
+    for label, weight in zip(line, weights):
+        if label:
+            terms[abs(label)] += Fraction(float(weight)) * (1 if label > 0 else -1)
+    return {label: weight for label, weight in terms.items() if weight}
+
+
+def _eliminate(rows: list[tuple[dict[int, Fraction], int]]) -> dict[int, dict[int, Fraction]]:
+    """Sparse Gauss-Jordan: pivot unknown -> the free unknowns that express it.
+
+    A substitution touches only the lines that hold the pivot; nearly every line has an unknown of its own, and then
+    there is nothing to substitute.
+    """
+    uses: dict[int, set[int]] = defaultdict(set)
+    lines: list[dict[int, Fraction]] = [dict(terms) for terms, _ in rows]
+    for number, terms in enumerate(lines):
+        for label in terms:
+            uses[label].add(number)
+    pivots: dict[int, int] = {}
+    for number, (_, wanted) in enumerate(rows):
+        terms = lines[number]
+        if not terms:
+            continue
+        pivot = wanted if wanted in terms else min(terms, key=lambda label: (len(uses[label]), -label))
+        scale = -1 / terms[pivot]
+        for other in [other for other in uses[pivot] if other != number]:
+            _substitute(lines[other], terms, pivot, scale, uses, other)
+        pivots[pivot] = number
+    found = {}
+    for pivot, number in pivots.items():
+        terms = lines[number]
+        found[pivot] = {label: -weight / terms[pivot] for label, weight in terms.items() if label != pivot}
+    return found
+
+
+def _substitute(line: dict[int, Fraction], terms: dict[int, Fraction], pivot: int, scale: Fraction,
+                uses: dict[int, set[int]], number: int) -> None:  # fmt: skip
+    factor = line[pivot] * scale
+    for label, weight in terms.items():
+        total = line.get(label, Fraction(0)) + factor * weight
+        if total:
+            line[label] = total
+            uses[label].add(number)
+        else:
+            line.pop(label, None)
+            uses[label].discard(number)
+
+
+def narrowed(*labels: Tensor) -> Any:
+    """The tensors with each dimension in which all of them only repeat cut to one element."""
+    same = [all(label.stride(d) == 0 or label.shape[d] == 1 for label in labels) for d in range(labels[0].dim())]
+    at = tuple(slice(0, 1) if repeats and labels[0].shape[d] else slice(None) for d, repeats in enumerate(same))
+    cut = tuple(label[at] if label.dim() else label for label in labels)
+    return cut if len(cut) > 1 else cut[0]

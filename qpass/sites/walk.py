@@ -1,0 +1,310 @@
+"""The walk: one pass over a program on tiny shapes, in which each op's rule says how factors pass through it.
+
+Nothing is computed but sizes and integers that do not depend on data; a value is a ``Flow`` of labels, a parameter a
+``Weight``. What has no rule keeps every factor out: its inputs and outputs are as they were, which is always sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from qpass.errors import UnsupportedError
+from qpass.graph.program import Derived, Program
+from qpass.graph.values import op_name
+from qpass.sites.flow import ZERO, Flow, Shifts, Use, Weight, weight
+from qpass.sites.rule import RULES
+from qpass.sites.system import NEUTRAL, System, narrowed
+
+_DENSE = 1 << 20  # parameters of up to so many elements have an unknown for each
+_CONCRETE = 1 << 22  # integer constants of up to so many elements are kept as they are
+
+
+class Walk:
+    """The state of one walk. ``smooth``: x·h(x) may become x·h(x·r), which FSBR's gated sites need.
+
+    Attributes:
+        system: the equations found so far.
+        uses: how each parameter is read.
+        smooths: activation's value name -> labels [C] of its input.
+        states: placeholder -> labels of its shape; what a later call gets back is scaled as what this one leaves.
+        columns: (value name of the reader, labels of what it reads, why they are 0 if they are).
+        unknown: value name of an op without a rule -> its op and source line.
+    """
+
+    def __init__(self, program: Program, *, smooth: bool = False) -> None:
+        self.program, self.smooth = program, smooth
+        self.system, self.shifts = System(), Shifts()
+        self.uses: list[Use] = []
+        self.smooths: dict[str, Tensor] = {}
+        self.states: dict[str, Tensor] = {}
+        self.columns: list[tuple[str, Tensor, str]] = []
+        self.unknown: dict[str, str] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._dense: dict[tuple[str, float], Use] = {}
+        self._same: dict[Any, str] = {}
+
+    def run(self) -> None:
+        """Walk the graph."""
+        sizes = _tiny(self.program)
+        states = dict(getattr(self.program.call, "states", ()))
+        last = {}
+        for node in self.program.graph.nodes:
+            for source in node.all_input_nodes:
+                last[source] = node
+        inputs = {node: number for number, node in enumerate(self.program.placeholders())}
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._input(node, sizes, inputs[node] in states)
+            elif node.op == "get_attr":
+                self._values[node] = self._param(node)
+            elif node.op == "output":
+                self._output(node, {out: self.program.placeholders()[at] for at, out in states.items()})
+            else:
+                self._values[node] = self._call(node)
+            for source in node.all_input_nodes:
+                if last[source] is node:
+                    del self._values[source]
+
+    # -------------------------------------------------------------------------------------------- inputs and outputs
+
+    def _input(self, node: fx.Node, sizes: dict[Any, int], state: bool) -> Any:
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return _size(value, sizes)
+        meta = torch.empty([_size(size, sizes) for size in value.shape], dtype=value.dtype, device="meta")
+        if not state:
+            return self.flow(meta, why="it comes from an input")
+        wide = [size if isinstance(size, int) else 1 for size in value.shape]
+        labels = self.system.fresh(*wide).expand(meta.shape)
+        self.states[node.meta["name"]] = labels
+        return self.flow(meta, labels)
+
+    def _param(self, node: fx.Node) -> Any:
+        name, like = str(node.target), self.program.like(str(node.target))
+        if not like.is_floating_point():
+            small = like.numel() <= _CONCRETE and not isinstance(self.program.params[name], Derived)
+            known = small and like.device.type == "cpu"
+            return self.program.tensor(name) if known else torch.empty_like(like, device="meta")
+        if name not in self.program.weights:
+            return self.flow(torch.empty_like(like, device="meta"), why="it comes from a constant")
+        return weight(self._one_name(name), like)
+
+    def _one_name(self, name: str) -> str:
+        """A tensor that has two names is one parameter."""
+        param = self.program.params[name]
+        key = name if isinstance(param, Derived) else (param.data_ptr(), param.shape, param.stride(), param.device)
+        if not isinstance(param, Derived) and param.numel() == 0:
+            key = name
+        return self._same.setdefault(key, name)
+
+    def _output(self, node: fx.Node, states: dict[int, fx.Node]) -> None:
+        for position, arg in enumerate(node.args[0]):
+            value = self._values[arg]
+            if not isinstance(value, Flow | Weight):
+                continue
+            if position in states:
+                held = self.states[states[position].meta["name"]]
+                one = tuple(slice(0, 1) if held.stride(d) == 0 else slice(None) for d in range(held.dim()))
+                self.system.equal(self.labels(value, node), held[one], "a state, which the next call reads")
+            else:
+                self.system.zero(self.labels(value, node), "it is an output")
+
+    # --------------------------------------------------------------------------------------------------------- calls
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Flow | Weight)]
+        if not values:
+            return self._compute(node, args, kwargs)
+        name = op_name(node.target)
+        rule = RULES.get(name)
+        if rule is None or not (rule.always or any(self.moves(value) for value in values)):
+            return self._keep(node, values, args, kwargs, known=rule is not None)
+        return rule.apply(self, node, *args, **kwargs)
+
+    def moves(self, value: Flow | Weight) -> bool:
+        """Whether a factor may sit on it."""
+        return isinstance(value, Weight) or value.over is not None or bool((narrowed(value.labels) != 0).any())
+
+    def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """A call on integers and sizes: for real where all are known, else only its size."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+            return self._wrap(self.shape_of(node, args, kwargs), "it does not depend on a factor")
+        call: Any = node.target
+        found = call(*args, **kwargs)
+        return self._wrap(found, "it is a constant")
+
+    def _wrap(self, found: Any, why: str) -> Any:
+        """Float tensors become flows without a factor."""
+
+        def one(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            labels = ZERO.expand(value.shape)
+            if not value.is_meta:
+                fixed = (value == 0) | value.isinf()
+                if bool(fixed.any()):
+                    everywhere = bool(fixed.all())
+                    labels = (torch.tensor(NEUTRAL).expand(value.shape) if everywhere
+                              else torch.where(fixed, NEUTRAL, 0))  # fmt: skip
+            return Flow(value.to("meta"), labels, why)
+
+        return pytree.tree_map(one, found)
+
+    def _keep(self, node: fx.Node, values: Sequence[Any], args: Any, kwargs: Any, *, known: bool) -> Any:
+        """The op keeps every factor out."""
+        moving = [value for value in values if self.moves(value)]
+        if not known and moving:
+            self.unknown[node.meta["name"]] = f"{op_name(node.target)}{_line(node)}"
+        why = f"%{node.meta['name']} ({op_name(node.target)}) " + ("keeps every factor out" if known else "has no rule")
+        for value in moving:
+            self.zero(value, node, why)
+        if not moving:
+            why = next((value.why for value in values if value.why), why)
+        return self._wrap(self.shape_of(node, args, kwargs), why)
+
+    def shape_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The op's result as meta tensors."""
+        args, kwargs = pytree.tree_map(_meta, (args, kwargs))
+        kwargs = {key: "meta" if key == "device" else value for key, value in kwargs.items()}
+        call: Any = node.target
+        try:
+            return call(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            name = f"%{node.meta['name']}{_line(node)}"
+            raise UnsupportedError(f"scale flow cannot follow {op_name(node.target)}: {error}", where=name,
+                                   fix="leave methods that re-scale out of the recipe") from error
+
+    # ---------------------------------------------------------------------------------------------- words for rules
+
+    def flow(self, meta: Tensor, labels: Tensor | None = None, why: str = "", **more: Any) -> Flow | Tensor:
+        """A value; integers stay meta tensors."""
+        if not meta.is_floating_point():
+            return meta
+        labels = ZERO.expand(meta.shape) if labels is None else labels
+        return Flow(meta, labels if more.get("over") is not None else labels.expand(meta.shape), why, **more)
+
+    def labels(self, value: Any, node: fx.Node) -> Tensor:
+        """Labels of a value of any kind, of its shape; a parameter gets its unknowns on first sight."""
+        if isinstance(value, Flow):
+            return value.labels if value.over is None else self._ungrouped(value)
+        if isinstance(value, Weight):
+            return self._parameter(value, node)
+        if isinstance(value, Tensor):
+            return ZERO.expand(value.shape)
+        number = float(value) if isinstance(value, int | float) else 1.0
+        fixed = number == 0 or number in (float("inf"), float("-inf"))
+        return torch.tensor(NEUTRAL) if fixed else ZERO
+
+    def _ungrouped(self, value: Flow) -> Tensor:
+        self.system.equal(value.labels, value.labels[:1], "rows of several experts meet")
+        return value.labels[0]
+
+    def _parameter(self, value: Weight, node: fx.Node) -> Tensor:
+        key = (value.name, value.offset)
+        size = 1
+        for length in value.sizes:
+            size *= length
+        if key not in self._dense:
+            dense = size <= _DENSE
+            ids = self.system.fresh(*(value.sizes if dense else value.sizes[-1:]))
+            whole = weight(value.name, torch.empty(value.sizes, device="meta"))
+            use = Use(value.name, value.sizes, whole.coords, value.offset, [("affine", ids.expand(value.sizes))],
+                      node.meta["name"])  # fmt: skip
+            self._dense[key] = self.use(use)
+        ids = self._dense[key].terms[0][1]
+        if not value.sizes:
+            return ids.expand(value.shape)
+        if any(bool((narrowed(coord) < 0).any()) for coord in value.coords):
+            dims = [d for d, coord in enumerate(value.coords) if bool((narrowed(coord) < 0).any())]
+            for dim in dims:  # which index it is depends on data: it must not matter
+                first = ids.narrow(dim, 0, 1)
+                self.system.equal(ids, first, "data picks the index")
+        small = narrowed(*value.coords) if len(value.coords) > 1 else (narrowed(value.coords[0]),)
+        return ids[tuple(coord.clamp(min=0) for coord in small)].expand(value.shape)
+
+    def use(self, use: Use) -> Use:
+        """Register how a parameter is read."""
+        use.order = len(self.uses)
+        self.uses.append(use)
+        return use
+
+    def zero(self, value: Any, node: fx.Node, why: str) -> None:
+        """No factor on this value."""
+        if isinstance(value, Flow | Weight):
+            self.system.zero(self.labels(value, node), why)
+
+    def merge(self, one: Tensor, two: Tensor, why: str) -> Tensor:
+        """Two values that must have the same factor -> its labels; an exact zero takes the other's."""
+        one, two = torch.broadcast_tensors(one, two)
+        self.system.equal(one, two, why)
+        small, other = narrowed(one, two)
+        return torch.where(small == NEUTRAL, other, small).expand(one.shape)
+
+    def tie(self, labels: Tensor, dims: Iterable[int], why: str) -> Tensor:
+        """The same factor all along ``dims``; returns the labels with one element there."""
+        for dim in dims:
+            if labels.dim() and labels.shape[dim] > 1:
+                first = labels.narrow(dim, 0, 1)
+                if labels.stride(dim) != 0:
+                    self.system.equal(labels, first, why)
+                    first = self._not_neutral(labels, dim)
+                labels = first
+        return labels
+
+    @staticmethod
+    def _not_neutral(labels: Tensor, dim: int) -> Tensor:
+        """Of tied labels along a dimension, one that is not NEUTRAL where there is one."""
+        return labels.max(dim, keepdim=True).values if bool((labels == NEUTRAL).any()) else labels.narrow(dim, 0, 1)
+
+    def move(self, value: Any, node: fx.Node, run: Callable[[Tensor], Any]) -> Any:
+        """Data movement: the same op on the labels, or on a parameter's coordinates."""
+        if isinstance(value, Weight):
+            return value.moved(run)
+        metas = run(value.meta)
+        if value.over is None:
+            labels = run(value.labels)
+        else:
+            labels = torch.vmap(run)(value.labels)
+        if isinstance(metas, list | tuple):
+            return [replace(value, meta=meta, labels=label, rows_sum=False) for meta, label in zip(metas, labels)]
+        return replace(value, meta=metas, labels=labels, rows_sum=False)
+
+
+def _meta(leaf: Any) -> Any:
+    if isinstance(leaf, Flow):
+        return leaf.meta
+    if isinstance(leaf, Weight):
+        return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+
+def _line(node: fx.Node) -> str:
+    """Where in the user's source an op comes from."""
+    lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
+    return f", {lines[-1]}" if lines else ""
+
+
+def _tiny(program: Program) -> dict[Any, int]:
+    """A small legal size for each symbol: at least 2, so that no size is taken for one that broadcasts."""
+    ranges = getattr(program.call, "ranges", {})
+    sizes: dict[Any, int] = {}
+    for node in program.placeholders():
+        value = node.meta["val"]
+        for size in value.shape if isinstance(value, Tensor) else (value,):
+            if not isinstance(size, int):
+                for symbol in size.node.expr.free_symbols:
+                    low = ranges.get(program.dims.get(str(symbol), ""), (2, None))[0]
+                    sizes[symbol] = max(2, low)
+    return sizes
+
+
+def _size(size: Any, sizes: dict[Any, int]) -> int:
+    return size if isinstance(size, int) else int(size.node.expr.xreplace(sizes))

@@ -13,6 +13,7 @@ from torch import fx
 from qpass.errors import RecipeError
 from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
+from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
 from qpass.lowering import Case, Kernel, Target
 from qpass.recipe import Line, Recipe
@@ -189,7 +190,7 @@ class Plan:
         lines = [f"plan: recipe {self.recipe} on target {self.target}"]
         rows = [(name, _shape(choice), str(choice.scheme or "keep"),
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
-        lines += _table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
+        lines += table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
         kernels = {choice.kernel.name: choice.kernel.rows for _, choice in self.choices if choice.kernel}
@@ -259,22 +260,6 @@ def fold_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(name.replace(".*.", f".{spans(numbers)}."), *rest) for (name, *rest), numbers in groups.items()]
 
 
-def spans(numbers: list[int]) -> str:
-    """``0-3,7`` for 0, 1, 2, 3, 7."""
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
 def _fold_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
     rows = fold_rows([(name, note) for name, note in notes])
     return [f"{name}: {note}" for name, note in rows]
-
-
-def _table(head: tuple[str, ...], rows: list[Any]) -> list[str]:
-    widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
-    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows]]

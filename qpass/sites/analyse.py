@@ -95,7 +95,7 @@ class _Gathered:
             what, dims, index, power = self.items[number]
             powers = _local(local, index, power)
             if isinstance(what, Part):
-                axes.append(_axis(what, dims, powers))
+                axes += [_axis(what, dims, half) for half in _halves(powers)]
             elif isinstance(what, Smooth):
                 smooths.append(replace(what, powers=powers))
             elif isinstance(what, State):
@@ -128,6 +128,14 @@ def _local(local: np.ndarray, index: Tensor, power: Tensor) -> Powers:
     live = (mine >= 0).reshape(len(mine), -1).any(1)
     mine, power = mine[live], torch.where(mine >= 0, power, 0.0)[live]
     return Powers(mine, power)
+
+
+def _halves(powers: Powers) -> list[Powers]:
+    """What is divided and what is multiplied in one parameter (the rows of a fused q, k, v), as two."""
+    if powers.sign:
+        return [powers]
+    keep = [powers.power < 0, powers.power > 0]
+    return [Powers(torch.where(side, powers.index, -1), torch.where(side, powers.power, 0.0)) for side in keep]
 
 
 def _axis(part: Part, dims: tuple[int, ...], powers: Powers) -> Axis:

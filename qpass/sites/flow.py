@@ -102,6 +102,11 @@ def varies(coord: Tensor) -> tuple[int, ...]:
     return tuple(d for d in range(coord.dim()) if coord.shape[d] > 1 and coord.stride(d) != 0)
 
 
+def carries(value: Tensor) -> bool:
+    """Whether a tensor's elements can have factors: floats, and complex numbers."""
+    return value.is_floating_point() or value.is_complex()
+
+
 @dataclass
 class Shifts:
     """What would have to hold for an additive shift of the same channels."""

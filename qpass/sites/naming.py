@@ -53,4 +53,14 @@ def _is_bias(axis: Axis, site: Site) -> bool:
 
 
 def _names(axes: Sequence[Axis]) -> str:
-    return ", ".join(dict.fromkeys(axis.param.removesuffix(".weight") for axis in axes)) or "-"
+    return ", ".join(dict.fromkeys(axis.param.removesuffix(".weight") + part(axis) for axis in axes)) or "-"
+
+
+def part(axis: Axis) -> str:
+    """Which channels of a parameter that holds more: ``[16:24]``, ``[16 of 48]`` where they are scattered, else none."""
+    touched = (axis.powers.index >= 0).any(0)
+    count, lines = int(touched.sum()), touched.flatten(1).any(1) if touched.dim() > 1 else touched
+    if count == touched.numel() or touched.dim() != 1:
+        return "" if count == touched.numel() else f"[{count} of {touched.numel()}]"
+    first, last = int(lines.nonzero()[0]), int(lines.nonzero()[-1]) + 1
+    return f"[{first}:{last}]" if last - first == count else f"[{count} of {touched.numel()}]"

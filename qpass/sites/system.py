@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 NEUTRAL = -(2**62)
+_PRODUCT = "a product that must not change"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -209,7 +210,7 @@ class System:
             before = self.unions
             left: list[tuple[dict[int, Fraction], int]] = []
             seen: set[Any] = set()
-            for labels, weights, pivot, _ in pending:
+            for labels, weights, _, _ in pending:
                 found = self.find(labels.reshape(-1)).reshape(labels.shape)
                 self._tie_rows(found, weights)
             for labels, weights, pivot, _ in pending:
@@ -221,7 +222,7 @@ class System:
                         seen.add(key)
                         left.append((terms, abs(line[pivot])))
                     elif len(terms) == 1:
-                        self._union(np.array([next(iter(terms))]), np.zeros(1, np.int64), "a product that must not change")
+                        self._union(np.array([next(iter(terms))]), np.zeros(1, np.int64), _PRODUCT)
             if before == self.unions:
                 return [(terms, pivot) for terms, pivot in left if len(terms) > 1]
 
@@ -237,7 +238,7 @@ class System:
         a, b = lines[rows, order[:, 0]], lines[rows, order[:, 1]]
         wa, wb = weights[order[:, 0]], weights[order[:, 1]]
         tie = (np.abs(wa) == np.abs(wb)) & (np.abs(a) != np.abs(b))
-        self._union(a[tie], -b[tie] * np.sign(wa * wb).astype(np.int64)[tie], "a product that must not change")
+        self._union(a[tie], -b[tie] * np.sign(wa * wb).astype(np.int64)[tie], _PRODUCT)
 
 
 def _collect(line: Sequence[int], weights: Array) -> dict[int, Fraction]:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Derived, Program
 from qpass.graph.values import op_name
-from qpass.sites.flow import ZERO, Flow, Shifts, Use, Weight, weight
+from qpass.sites.flow import ZERO, Flow, Shifts, Use, Weight, carries, weight
 from qpass.sites.rule import RULES
 from qpass.sites.system import NEUTRAL, System, narrowed
 
@@ -87,7 +87,7 @@ class Walk:
 
     def _param(self, node: fx.Node) -> Any:
         name, like = str(node.target), self.program.like(str(node.target))
-        if not like.is_floating_point():
+        if not carries(like):
             small = like.numel() <= _CONCRETE and not isinstance(self.program.params[name], Derived)
             known = small and like.device.type == "cpu"
             return self.program.tensor(name) if known else torch.empty_like(like, device="meta")
@@ -125,7 +125,7 @@ class Walk:
         name = op_name(node.target)
         rule = RULES.get(name)
         if rule is None or not (rule.always or any(self.moves(value) for value in values)):
-            return self._keep(node, values, args, kwargs, known=rule is not None)
+            return self.keep(node, values, args, kwargs, known=rule is not None)
         return rule.apply(self, node, *args, **kwargs)
 
     def moves(self, value: Flow | Weight) -> bool:
@@ -145,7 +145,7 @@ class Walk:
         """Float tensors become flows without a factor."""
 
         def one(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+            if not isinstance(value, Tensor) or not carries(value):
                 return value
             labels = ZERO.expand(value.shape)
             if not value.is_meta:
@@ -158,7 +158,7 @@ class Walk:
 
         return pytree.tree_map(one, found)
 
-    def _keep(self, node: fx.Node, values: Sequence[Any], args: Any, kwargs: Any, *, known: bool) -> Any:
+    def keep(self, node: fx.Node, values: Sequence[Any], args: Any, kwargs: Any, *, known: bool) -> Any:
         """The op keeps every factor out."""
         moving = [value for value in values if self.moves(value)]
         if not known and moving:
@@ -186,7 +186,7 @@ class Walk:
 
     def flow(self, meta: Tensor, labels: Tensor | None = None, why: str = "", **more: Any) -> Flow | Tensor:
         """A value; integers stay meta tensors."""
-        if not meta.is_floating_point():
+        if not carries(meta):
             return meta
         labels = ZERO.expand(meta.shape) if labels is None else labels
         return Flow(meta, labels if more.get("over") is not None else labels.expand(meta.shape), why, **more)
@@ -269,10 +269,7 @@ class Walk:
         if isinstance(value, Weight):
             return value.moved(run)
         metas = run(value.meta)
-        if value.over is None:
-            labels = run(value.labels)
-        else:
-            labels = torch.vmap(run)(value.labels)
+        labels = run(value.labels) if value.over is None else torch.vmap(run)(value.labels)
         if isinstance(metas, list | tuple):
             return [replace(value, meta=meta, labels=label, rows_sum=False) for meta, label in zip(metas, labels)]
         return replace(value, meta=metas, labels=labels, rows_sum=False)

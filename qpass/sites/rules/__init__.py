@@ -3,6 +3,7 @@
 from qpass.sites.rules import (
     activation,
     attention,
+    closed,
     contraction,
     convolution,
     elementwise,
@@ -17,6 +18,7 @@ from qpass.sites.rules import (
 __all__ = [
     "activation",
     "attention",
+    "closed",
     "contraction",
     "convolution",
     "elementwise",

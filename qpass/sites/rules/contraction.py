@@ -23,8 +23,7 @@ LINEAR = "(s*w/t)*(t*x) = s*(w*x)"
 def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b: W' = diag(s) W diag(1/t), b' = s b."""
     if not isinstance(weight, Weight):
-        flipped = replace(weight, meta=weight.meta.mT, labels=weight.labels.mT) if isinstance(weight, Flow) else weight.mT
-        return add_bias(walk, node, activations(walk, node, x, flipped), bias)
+        return add_bias(walk, node, activations(walk, node, x, flip(weight)), bias)
     return by_parameter(walk, node, x, weight.moved(lambda coord: coord.mT), bias)
 
 
@@ -46,18 +45,18 @@ def matmul(walk: Walk, node: fx.Node, x: Any, y: Any, bias: Any = None) -> Any:
     if isinstance(y, Weight) and len(y.shape) > 1 and not isinstance(x, Weight):
         return by_parameter(walk, node, x, y, bias)
     if isinstance(x, Weight) and len(x.shape) > 1 and not isinstance(y, Weight) and len(shape_of(y)) > 1:
-        flipped = replace(y, meta=y.meta.mT, labels=_flip(y)) if isinstance(y, Flow) else y.mT
-        found = by_parameter(walk, node, flipped, x.moved(lambda coord: coord.mT), None)
-        found = replace(found, meta=found.meta.mT, labels=found.labels.mT)
-        return add_bias(walk, node, found, bias)
+        found = by_parameter(walk, node, flip(y), x.moved(lambda coord: coord.mT), None)
+        return add_bias(walk, node, flip(found), bias)
     return add_bias(walk, node, activations(walk, node, x, y), bias)
 
 
-def _flip(y: Flow) -> Tensor:
-    return y.labels.mT
+def flip(value: Any) -> Any:
+    """The matrix transposed."""
+    return replace(value, meta=value.meta.mT, labels=value.labels.mT) if isinstance(value, Flow) else value.mT
 
 
 def shape_of(value: Any) -> Any:
+    """Of a value of any kind."""
     return value.meta.shape if isinstance(value, Flow) else value.shape
 
 
@@ -162,7 +161,7 @@ def einsum(walk: Walk, node: fx.Node, equation: str, operands: Any, **kwargs: An
     names = left.split(",")
     if len(names) != 2 or "." in equation or any(isinstance(value, Weight) for value in operands):
         values = [value for value in operands if isinstance(value, Flow | Weight)]
-        return walk._keep(node, values, (equation, operands), kwargs, known=True)
+        return walk.keep(node, values, (equation, operands), kwargs, known=True)
     order = right + "".join(sorted(set(left) - set(right) - {","}))
     labels = [_ordered(walk.labels(value, node), name, order) for value, name in zip(operands, names)]
     total = walk.system.combine([(1, labels[0]), (1, labels[1])], f"%{node.meta['name']} sums over it")

@@ -22,7 +22,7 @@ def convolution(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None
     whole = isinstance(weight, Weight) and all(c.dim() == len(weight.sizes) for c in weight.coords)
     if not whole or not isinstance(x, Flow) or x.meta.dim() != len(weight.shape):
         values = [value for value in (x, weight, bias) if isinstance(value, Flow | Weight)]
-        return walk._keep(node, values, (x, weight, bias, *args), kwargs, known=True)
+        return walk.keep(node, values, (x, weight, bias, *args), kwargs, known=True)
     name = node.meta["name"]
     outputs, inputs = weight.shape[:2]
     labels = walk.tie(walk.labels(x, node), [0, *range(2, x.meta.dim())], f"%{name} has one factor a channel")

@@ -61,17 +61,17 @@ def add(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
     return result(walk, node, _meta(walk, node, x, y, **kwargs), made, over, [x, y])
 
 
-@rule("mul", identity="(s*x)*(t*y) = (s*t)*(x*y)")
+@rule("mul", "multiply", identity="(s*x)*(t*y) = (s*t)*(x*y)")
 def mul(walk: Walk, node: fx.Node, x: Any, y: Any) -> Any:
     """y = x₁ x₂: the factors multiply."""
     return _product(walk, node, x, y, 1)
 
 
-@rule("div", "true_divide", identity="(s*x)/(t*y) = (s/t)*(x/y)")
+@rule("div", "divide", "true_divide", identity="(s*x)/(t*y) = (s/t)*(x/y)")
 def div(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
     """y = x₁ / x₂: the factors divide. Rounding division keeps them out."""
     if kwargs.get("rounding_mode"):
-        return walk._keep(node, [v for v in (x, y) if isinstance(v, Flow | Weight)], (x, y), kwargs, known=True)
+        return walk.keep(node, [v for v in (x, y) if isinstance(v, Flow | Weight)], (x, y), kwargs, known=True)
     return _product(walk, node, x, y, -1)
 
 
@@ -123,7 +123,7 @@ def clamp(walk: Walk, node: fx.Node, x: Any, *bounds: Any, **kwargs: Any) -> Any
     limits = [bound for bound in (*bounds, *kwargs.values()) if bound is not None]
     loose = all(isinstance(bound, Number) and (bound == 0 or abs(bound) == float("inf")) for bound in limits)
     if not isinstance(x, Flow) or not loose:
-        return walk._keep(node, [v for v in (x, *limits) if isinstance(v, Flow | Weight)], (x, *bounds), kwargs,
+        return walk.keep(node, [v for v in (x, *limits) if isinstance(v, Flow | Weight)], (x, *bounds), kwargs,
                           known=True)  # fmt: skip
     return _same(walk, node, x, "cuts it at 0", *bounds, **kwargs)
 
@@ -146,7 +146,7 @@ def extreme(walk: Walk, node: fx.Node, x: Any, y: Any) -> Any:
 def power(walk: Walk, node: fx.Node, x: Any, exponent: Any) -> Any:
     """y = xᵖ, p a number: the factor to that power."""
     if not isinstance(exponent, Number) or not isinstance(x, Flow | Weight):
-        return walk._keep(node, [v for v in (x, exponent) if isinstance(v, Flow | Weight)], (x, exponent), {},
+        return walk.keep(node, [v for v in (x, exponent) if isinstance(v, Flow | Weight)], (x, exponent), {},
                           known=True)  # fmt: skip
     return _power(walk, node, x, float(exponent), exponent)
 
@@ -205,7 +205,8 @@ def masked_fill(walk: Walk, node: fx.Node, x: Any, mask: Any, value: Any) -> Any
 
 
 def _either(walk: Walk, node: fx.Node, x: Any, y: Any, *args: Any) -> Any:
-    made = walk.merge(walk.labels(x, node), walk.labels(y, node), f"%{node.meta['name']} puts it beside what must not change")
+    why = f"%{node.meta['name']} puts it beside what must not change"
+    made = walk.merge(walk.labels(x, node), walk.labels(y, node), why)
     walk.shifts.refuse(made, f"%{node.meta['name']} masks it")
     meta = _meta(walk, node, *args)
     return walk.flow(meta, made.expand(meta.shape) if made.dim() <= meta.dim() else made)

@@ -19,7 +19,7 @@ def grouped_mm(walk: Walk, node: fx.Node, x: Any, weight: Any, offsets: Any = No
     key = node.kwargs.get("offs", node.args[2] if len(node.args) > 2 else None)
     grouped = isinstance(weight, Weight) and len(weight.shape) == 3 and len(shape_of(x)) == 2 and key is not None
     if not grouped:
-        return walk._keep(node, [v for v in (x, weight) if isinstance(v, Flow | Weight)], (x, weight, offsets, *args),
+        return walk.keep(node, [v for v in (x, weight) if isinstance(v, Flow | Weight)], (x, weight, offsets, *args),
                           kwargs, known=True)  # fmt: skip
     name = node.meta["name"]
     experts, _, width = weight.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from qpass.sites.flow import Flow, Weight
+from qpass.sites.flow import Flow, Weight, carries
 from qpass.sites.rule import rule
 from qpass.sites.system import NEUTRAL
 from qpass.sites.walk import Walk
@@ -25,7 +25,7 @@ LAST = ("slice", "split", "split_with_sizes", "chunk", "select", "narrow", "unbi
 def moved(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y[i] = x[π(i)]."""
     if not isinstance(x, Flow | Weight):
-        return walk._keep(node, [], (x, *args), kwargs, known=True)
+        return walk.keep(node, [], (x, *args), kwargs, known=True)
     if isinstance(x, Flow) and x.over is not None and not _keeps_rows(node, x, args):
         x = replace(x, labels=walk.labels(x, node), over=None)
     rest = pytree.tree_map(lambda leaf: leaf.meta if isinstance(leaf, Flow) else leaf, (args, kwargs))
@@ -48,12 +48,12 @@ def _keeps_rows(node: fx.Node, x: Flow, args: Any) -> bool:
     return name in ("clone", "contiguous", "detach", "alias")
 
 
-@rule("_to_copy", "to", "type_as", "dropout", "copy", identity="s*x = s*x", always=True)
+@rule("_to_copy", "to", "type_as", "dropout", identity="s*x = s*x", always=True)
 def cast(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = x in another dtype. A cast to integers keeps factors out."""
     value = node.meta["val"]
-    if not isinstance(x, Flow | Weight) or not value.is_floating_point():
-        return walk._keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, *args), kwargs, known=True)
+    if not isinstance(x, Flow | Weight) or not carries(value):
+        return walk.keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, *args), kwargs, known=True)
     if isinstance(x, Weight):
         return replace(x, dtype=value.dtype)
     return replace(x, meta=torch.empty_like(x.meta, dtype=value.dtype))
@@ -101,7 +101,7 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = x[i]. Where data picks i, all that it may pick has one factor."""
     call: Any = node.target
     if not isinstance(x, Flow | Weight):
-        return walk._keep(node, [], (x, *args), kwargs, known=True)
+        return walk.keep(node, [], (x, *args), kwargs, known=True)
     picks = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
     if not any(pick.is_meta for pick in picks) and not isinstance(x, Weight):
         return moved(walk, node, x, *args, **kwargs)
@@ -111,7 +111,7 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     zeros = pytree.tree_map(
         lambda leaf: torch.zeros(leaf.shape, dtype=torch.int64) if isinstance(leaf, Tensor) else leaf, args)
     if any(leaf.dtype == torch.bool for leaf in picks):
-        return walk._keep(node, [x], (x, *args), kwargs, known=True)
+        return walk.keep(node, [x], (x, *args), kwargs, known=True)
     if isinstance(x, Weight):
         return _picked(x, dims, lambda coord: call(coord, *zeros, **kwargs))
     labels = walk.tie(walk.labels(x, node), dims, f"data picks elements at %{node.meta['name']}")
@@ -150,7 +150,7 @@ def pad(walk: Walk, node: fx.Node, x: Any, sizes: Any, *args: Any, **kwargs: Any
     value = next((arg for arg in args if isinstance(arg, int | float)), kwargs.get("value") or 0)
     mode = next((arg for arg in args if isinstance(arg, str)), "constant")
     if not isinstance(x, Flow) or mode != "constant" or (value != 0 and abs(value) != float("inf")):
-        return walk._keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, sizes, *args), kwargs, known=True)
+        return walk.keep(node, [x] if isinstance(x, Flow | Weight) else [], (x, sizes, *args), kwargs, known=True)
     labels = torch.ops.aten.constant_pad_nd.default(walk.labels(x, node).contiguous(), sizes, NEUTRAL)
     walk.shifts.refuse(labels, f"%{node.meta['name']} pads with zeros, which no shift moves")
     return walk.flow(call(x.meta, sizes, *args, **kwargs), labels, x.why)
@@ -162,3 +162,34 @@ def triangle(walk: Walk, node: fx.Node, x: Any, *args: Any) -> Any:
     labels = walk.labels(x, node)
     walk.shifts.refuse(labels, f"%{node.meta['name']} writes zeros, which no shift moves")
     return walk.flow(walk.shape_of(node, (x, *args), {}), labels)
+
+
+@rule("copy", identity="s*x = s*x")
+def copy(walk: Walk, node: fx.Node, x: Any, source: Any, *args: Any) -> Any:
+    """y = x₂, in the shape of x."""
+    meta = walk.shape_of(node, (x, source), {})
+    return walk.flow(meta, walk.labels(source, node))
+
+
+@rule("slice_scatter", "select_scatter", identity="s*x = s*x")
+def written(walk: Walk, node: fx.Node, x: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+    """y = x with one part of it replaced by x₂."""
+    call: Any = node.target
+    labels = call(walk.labels(x, node).contiguous(), walk.labels(source, node).contiguous(), *args, **kwargs)
+    walk.shifts.refuse(labels, f"%{node.meta['name']} writes it beside other values")
+    return walk.flow(walk.shape_of(node, (x, source, *args), kwargs), labels)
+
+
+@rule("view_as_complex", identity="s*x + I*s*y = s*(x + I*y)")
+def as_complex(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """z = x₁ + i x₂: both parts have one factor."""
+    labels = walk.tie(walk.labels(x, node), [-1], f"%{node.meta['name']} pairs channels")
+    walk.shifts.refuse(labels, f"%{node.meta['name']} pairs channels")
+    return walk.flow(walk.shape_of(node, (x,), {}), labels[..., 0])
+
+
+@rule("view_as_real", identity="s*x = s*x")
+def as_real(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """x₁, x₂ of z = x₁ + i x₂."""
+    meta = walk.shape_of(node, (x,), {})
+    return walk.flow(meta, walk.labels(x, node)[..., None].expand(meta.shape))

@@ -28,7 +28,7 @@ def total(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
 def extreme(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = max(x), with or without where it is."""
     if args and isinstance(args[0], Flow | Tensor):
-        return walk._keep(node, [v for v in (x, args[0]) if isinstance(v, Flow)], (x, *args), kwargs, known=True)
+        return walk.keep(node, [v for v in (x, args[0]) if isinstance(v, Flow)], (x, *args), kwargs, known=True)
     return _reduced(walk, node, x, args, kwargs)
 
 
@@ -53,7 +53,8 @@ def _reduced(walk: Walk, node: fx.Node, x: Any, args: Any, kwargs: Any, *, shift
     labels = walk.labels(x, node)
     rank = labels.dim()
     dims = kwargs.get("dim", args[0] if args else None)
-    every = [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if dims not in (None, []) else list(range(rank))
+    named = [dims] if isinstance(dims, int) else dims
+    every = [d % rank for d in named or range(rank)]
     labels = walk.tie(labels, every, f"%{node.meta['name']} adds them up")
     if not shifts:
         walk.shifts.refuse(labels, f"%{node.meta['name']} adds them up")

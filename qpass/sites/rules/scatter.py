@@ -12,23 +12,24 @@ from qpass.sites.rule import rule
 from qpass.sites.walk import Walk
 
 
-@rule("index_add", "index_copy", "scatter_add", "scatter", "select_scatter", "slice_scatter", identity="s*x + s*y = s*(x + y)")
+@rule("index_add", "index_copy", "scatter_add", "scatter", identity="s*x + s*y = s*(x + y)")
 def scatter(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = x with x₂ written or added along one dimension: one factor all along it, the same for both."""
     source = next((arg for arg in args if isinstance(arg, Flow | Weight)), None)
     dim = next((arg for arg in args if isinstance(arg, int)), 0)
     if source is None or not isinstance(x, Flow):
         values = [value for value in (x, source) if isinstance(value, Flow | Weight)]
-        return walk._keep(node, values, (x, *args), kwargs, known=True)
+        return walk.keep(node, values, (x, *args), kwargs, known=True)
     return _written(walk, node, x, source, dim % x.meta.dim(), (x, *args), kwargs)
 
 
 @rule("index_put", identity="s*x + s*y = s*(x + y)")
 def index_put(walk: Walk, node: fx.Node, x: Any, indices: Any, values: Any, *args: Any) -> Any:
     """y = x with values written at an index of the first dimension."""
-    if not isinstance(x, Flow) or len(indices) != 1 or not isinstance(values, Flow) or values.meta.dim() != x.meta.dim():
+    flows = isinstance(x, Flow) and isinstance(values, Flow)
+    if not flows or len(indices) != 1 or values.meta.dim() != x.meta.dim():
         kept = [value for value in (x, values) if isinstance(value, Flow | Weight)]
-        return walk._keep(node, kept, (x, indices, values, *args), {}, known=True)
+        return walk.keep(node, kept, (x, indices, values, *args), {}, known=True)
     return _written(walk, node, x, values, 0, (x, indices, values, *args), {})
 
 

@@ -14,9 +14,10 @@ from qpass.errors import (
 from qpass.graph.diff import diff
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
-from qpass.pipeline import capture, compile, plan, trace
+from qpass.pipeline import capture, compile, plan, sites, trace  # `sites` shadows the package: see below
 from qpass.recipe import Recipe
 
+# ``qpass.sites(model)`` is a function; what the package ``qpass.sites`` holds is imported as ``from qpass.sites import``.
 __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
@@ -34,5 +35,6 @@ __all__ = [
     "diff",
     "plan",
     "show",
+    "sites",
     "trace",
 ]

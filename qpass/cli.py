@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
                    model=True))  # fmt: skip
     _diff(_command(commands, "diff", diff_, "print what changed between two stages, or between two saved texts",
                    "diff demo w8a8-int8 NORMAL RAISED\n         python -m qpass diff old.txt new.txt"))  # fmt: skip
+    _sites(_command(commands, "sites", sites_, "say where a model may be re-scaled exactly, and where not and why",
+                    "sites demo"))  # fmt: skip
     _command(commands, "list", list_, "list stages, patterns, ops, schemes, and kernels on this machine", "list")
     return top
 
@@ -113,6 +115,13 @@ def _show(command: Any) -> None:
     command.add_argument("--no-fold", action="store_true", help="print every layer, also those that repeat")
 
 
+def _sites(command: Any) -> None:
+    command.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    command.add_argument("--smooth", action="store_true",
+                         help="also places that need a vector at run time: x * h(x / s), FSBR's gated activation")  # fmt: skip
+    command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
+
+
 def _diff(command: Any) -> None:
     command.usage = "qpass diff [options] MODEL RECIPE STAGE_A STAGE_B\n       qpass diff FILE_A FILE_B"
     command.add_argument("what", nargs="+", metavar="ARGUMENT",
@@ -157,6 +166,11 @@ def diff_(args: argparse.Namespace) -> None:
     one, two = map(_stage, names)
     trace = _trace(args, model, recipe, max(one, two, key=STAGES.index))
     print(diff(trace[one], trace[two]), end="")
+
+
+def sites_(args: argparse.Namespace) -> None:
+    """Print the sites."""
+    print(pipeline.sites(load_model(args.model, dtype=args.dtype), smooth=args.smooth))
 
 
 def list_(args: argparse.Namespace) -> None:

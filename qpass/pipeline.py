@@ -31,6 +31,7 @@ from qpass.passes.plan import Plan, plan_program, summarise
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
 from qpass.recipe import Recipe
+from qpass.sites import Analysis, analyse
 from qpass.stages import check
 
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
@@ -141,6 +142,25 @@ def plan(
     result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, until="PLANNED").plan
     assert result is not None
     return result
+
+
+def sites(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, smooth: bool = False,
+    dynamic_shapes: Any = None,
+) -> Analysis:  # fmt: skip
+    """Every exact per-channel re-scaling of ``model``, found from its dataflow. ``print`` it for a table.
+
+    Nothing is changed or computed; the walk is on tiny shapes whatever the examples are.
+
+    Args:
+        args, kwargs, dynamic_shapes: as in ``compile``.
+        smooth: also those that need a vector at run time: x·h(x) as x·h(x/s), the gated activation of FSBR.
+
+    Raises:
+        InputError, CaptureError, UnsupportedError: see ``qpass.errors``.
+    """
+    program = check(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
+    return analyse(check(raise_ops(check(normalise(program)))), smooth=smooth)
 
 
 def compile(

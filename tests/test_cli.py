@@ -23,7 +23,7 @@ from qpass.graph.program import Program
 from qpass.lowering.cpu import kernels
 
 GOLDEN = Path(__file__).parent / "golden" / "list.txt"
-COMMANDS = ("demo", "plan", "compile", "show", "diff", "list")
+COMMANDS = ("demo", "plan", "compile", "show", "diff", "sites", "list")
 FAST = ["--target", "reference"]
 
 

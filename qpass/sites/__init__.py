@@ -1,6 +1,7 @@
 """Scale flow: where a program may be re-scaled exactly, found from its dataflow."""
 
 from qpass.sites.analyse import analyse
-from qpass.sites.site import Analysis, Axis, Powers, Site, Smooth, State
+from qpass.sites.analysis import Analysis
+from qpass.sites.site import Axis, Powers, Site, Smooth, State
 
 __all__ = ["Analysis", "Axis", "Powers", "Site", "Smooth", "State", "analyse"]

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from qpass.graph.program import Program
 from qpass.sites import rules  # noqa: F401  registers them
+from qpass.sites.analysis import Analysis
 from qpass.sites.axes import Part, parts
 from qpass.sites.naming import describe
-from qpass.sites.site import Analysis, Axis, Powers, Site, Smooth, State
+from qpass.sites.site import Axis, Powers, Site, Smooth, State
 from qpass.sites.system import Solution, narrowed
 from qpass.sites.walk import Walk
 

@@ -6,8 +6,7 @@ own, and giving every activation of ``smooths`` its 1/s, leaves the function of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -121,27 +120,3 @@ class Site:
     def columns(self) -> tuple[Axis, ...]:
         """The weights whose input activation this site re-scales."""
         return tuple(axis for axis in self.axes if axis.role == "column")
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What scale flow found in a program.
-
-    Args:
-        sites: in graph order.
-        refused: value name of an op that meets an activation no site re-scales -> why, in words.
-        unknown: value name of an op without a rule -> the op and its source line.
-    """
-
-    sites: tuple[Site, ...]
-    refused: dict[str, str] = field(default_factory=dict)
-    unknown: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def freedom(self) -> int:
-        """Dimension of the null space: independent factors in all sites together."""
-        return sum(site.size for site in self.sites)
-
-    def pick(self, wanted: Callable[[Site], bool]) -> tuple[Site, ...]:
-        """The sites for which ``wanted`` is true."""
-        return tuple(site for site in self.sites if wanted(site))

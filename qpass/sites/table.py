@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from qpass.graph.table import spans, table
 from qpass.sites.naming import part
-from qpass.sites.site import Analysis, Axis, Site
+from qpass.sites.site import Axis, Site
 
 _LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
-def analysis_table(analysis: Analysis) -> str:
+def sites_table(sites: Sequence[Site], refused: Mapping[str, str], unknown: Mapping[str, str]) -> str:
     """Kind, freedom, ties, and who divides and multiplies; then what could not be a site, and why."""
-    lines = [f"scale flow: {len(analysis.sites)} sites, {analysis.freedom} degrees of freedom"]
-    if analysis.sites:
+    lines = [f"scale flow: {len(sites)} sites, {sum(site.size for site in sites)} degrees of freedom"]
+    if sites:
         head = ("kind", "freedom", "in", "divide -> multiply", "channels tied", "shift")
-        lines += table(head, _folded([_row(site) for site in analysis.sites]))
-    for node, why in _folded([(f"%{name}", why) for name, why in analysis.refused.items()]):
+        lines += table(head, _folded([_row(site) for site in sites]))
+    for node, why in _folded([(f"%{name}", why) for name, why in refused.items()]):
         lines.append(f"no site at {node}: {why}")
-    for node, op in _folded([(f"%{name}", op) for name, op in analysis.unknown.items()]):
+    for node, op in _folded([(f"%{name}", op) for name, op in unknown.items()]):
         lines.append(f"no rule at {node}: {op}")
     return "\n".join(lines)
 
@@ -41,8 +42,9 @@ def _row(site: Site) -> tuple[str, ...]:
 def _common(names: list[str]) -> str:
     """The module that holds all of them; a lone name is in its parent."""
     parts = [name.split(".") for name in names]
-    same = os.path.commonprefix(parts)  # type: ignore[arg-type]
-    return ".".join(same[:-1] if any(len(same) == len(part) for part in parts) else same)
+    same = list(takewhile(lambda words: len(set(words)) == 1, zip(*parts)))
+    depth = len(same) - any(len(same) == len(words) for words in parts)
+    return ".".join(words[0] for words in same[:depth])
 
 
 def _tied(axis: Axis, size: int) -> str:

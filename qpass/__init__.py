@@ -17,7 +17,7 @@ from qpass.numerics import affine as _affine  # noqa: F401  before transformers,
 from qpass.pipeline import capture, compile, plan, sites, trace  # `sites` shadows the package: see below
 from qpass.recipe import Recipe
 
-# ``qpass.sites(model)`` is a function; what the package ``qpass.sites`` holds is imported as ``from qpass.sites import``.
+# ``qpass.sites(model)`` is a function; from the package of that name, import: ``from qpass.sites import analyse``.
 __version__ = "0.1.0"
 __all__ = [
     "CaptureError",

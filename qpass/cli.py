@@ -118,7 +118,7 @@ def _show(command: Any) -> None:
 def _sites(command: Any) -> None:
     command.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     command.add_argument("--smooth", action="store_true",
-                         help="also places that need a vector at run time: x * h(x / s), FSBR's gated activation")  # fmt: skip
+                         help="also places that cost a vector at run time: x * h(x / s), FSBR's gated activation")
     command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
 
 

@@ -142,7 +142,7 @@ def _halves(powers: Powers) -> list[Powers]:
 def _axis(part: Part, dims: tuple[int, ...], powers: Powers) -> Axis:
     use = part.use
     return Axis(use.param, dims, powers, part.role, use.node, part.where, use.offset,
-                use.reads if part.role == "column" else None, use.bias if part.role != "column" else None)  # fmt: skip
+                use.reads if part.role == "column" else (), use.bias if part.role != "column" else None)  # fmt: skip
 
 
 def _turned(site: Site) -> Site:

@@ -33,7 +33,25 @@ def parts(walk: Walk) -> list[Part]:
         found[use.param].append(_spread(walk.system, use))
     for name, uses in found.items():
         _agree(walk.system, name, uses)
-    return [part for uses in found.values() for use in uses for part in use]
+    return [part for uses in found.values() for use in _once(uses) for part in use]
+
+
+def _once(uses: list[list[Part]]) -> list[list[Part]]:
+    """Uses of different elements of a parameter; of those that agree on the same elements, one that says all reads."""
+    kept: list[list[Part]] = []
+    for use in sorted(uses, key=lambda use: all(part.role in ("affine", "table") for part in use)):
+        same = next((other for other in kept if not _apart(use[0].use, other[0].use)), None)
+        if same is None:
+            kept.append(use)
+        else:
+            same[0].use.reads += tuple(read for read in use[0].use.reads if read not in same[0].use.reads)
+    return kept
+
+
+def _apart(a: Use, b: Use) -> bool:
+    """Whether two uses read no element in common."""
+    covers = [(_covers(a, d), _covers(b, d)) for d in range(len(a.sizes))]
+    return any(x is not None and y is not None and not x & y for x, y in covers)
 
 
 def _spread(system: System, use: Use) -> list[Part]:
@@ -82,11 +100,10 @@ def _agree(system: System, name: str, uses: list[list[Part]]) -> None:
         if a.offset != b.offset:
             _drop(system, [*one, *other], f"{name} is read as it is and with an offset")
             continue
-        covers = [(_covers(a, d), _covers(b, d)) for d in range(len(a.sizes))]
-        if any(x is not None and y is not None and not x & y for x, y in covers):
+        if _apart(a, b):
             continue
         why = f"{name} is shared by %{a.node} and %{b.node}"
-        if any(x is not None or y is not None for x, y in covers):
+        if any(_covers(use, d) is not None for use in (a, b) for d in range(len(a.sizes))):
             _drop(system, [*one, *other], why)
         else:
             _match(system, one, other, why)

@@ -92,7 +92,7 @@ class Use:
     offset: float
     terms: list[tuple[str, Tensor]]
     node: str
-    reads: str | None = None
+    reads: tuple[str, ...] = ()
     bias: str | None = None
     order: int = 0
 

@@ -57,7 +57,7 @@ def _names(axes: Sequence[Axis]) -> str:
 
 
 def part(axis: Axis) -> str:
-    """Which channels of a parameter that holds more: ``[16:24]``, ``[16 of 48]`` where they are scattered, else none."""
+    """Which channels of a parameter that holds more: ``[16:24]``; ``[16 of 48]`` where scattered; else none."""
     touched = (axis.powers.index >= 0).any(0)
     count, lines = int(touched.sum()), touched.flatten(1).any(1) if touched.dim() > 1 else touched
     if count == touched.numel() or touched.dim() != 1:

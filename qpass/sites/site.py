@@ -51,7 +51,7 @@ class Axis:
         role: ``row`` (makes the outputs of a linear), ``column`` (meets its inputs), ``affine`` (multiplies or adds
             elementwise: norm weights, biases), ``table`` (an embedding).
         node: value name of the op that reads the parameter.
-        reads: ``column``: value name of the activation that the columns meet. Otherwise None.
+        reads: ``column``: value names of the activations that the columns meet. Otherwise empty.
         bias: ``row``, and ``affine`` that multiplies: name of the parameter added to the same outputs, or None.
     """
 
@@ -62,7 +62,7 @@ class Axis:
     node: str
     where: Where = ()
     offset: float = 0.0
-    reads: str | None = None
+    reads: tuple[str, ...] = ()
     bias: str | None = None
 
 

@@ -138,11 +138,10 @@ def _channels(walk: Walk, node: fx.Node, x: Any, weight: Weight, batch: list[int
     return labels.select(-2, 0), why
 
 
-def input_name(node: fx.Node, x: Any) -> str | None:
-    for arg in node.args:
-        if isinstance(arg, fx.Node) and arg.op != "get_attr" and isinstance(x, Flow):
-            return str(arg.meta["name"])
-    return None
+def input_name(node: fx.Node, x: Any) -> tuple[str, ...]:
+    """Value name of the activation that a parameter meets."""
+    names = [str(arg.meta["name"]) for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
+    return tuple(names[:1]) if isinstance(x, Flow) else ()
 
 
 def add_bias(walk: Walk, node: fx.Node, value: Flow, bias: Any) -> Flow:

@@ -137,9 +137,10 @@ class _Work:
             name = self._fresh(f"{smooth.node}.smooth")
             value = node.args[0].meta["val"]  # type: ignore[union-attr]
             ones = torch.ones(value.shape[-1], dtype=torch.float32, device=value.device)
-            made = self._new_param(self._node(smooth.node), name, ones)
-            self._node(smooth.node).args = (*node.args[:place], made)
-        target = self._node(smooth.node).args[place]
+            made = self._new_param(node, name, ones)
+            node = self._node(smooth.node)  # of the copied graph
+            node.args = (*node.args[:place], made)
+        target = node.args[place]
         self._add(str(target.target), Scale((0,), factor), _mark(smooth.powers))  # type: ignore[union-attr]
 
     def _shift(self, site: Site, shift: Tensor) -> None:

@@ -110,8 +110,10 @@ def _sizes(program: Program, captured: bool) -> dict[Any, int]:
 
 def _legal(size: torch.SymInt, symbol: Any, small: int, captured: bool) -> int:
     environment = size.node.shape_env
-    if captured and symbol in getattr(environment, "var_to_val", {}):
-        return int(environment.var_to_val[symbol])
+    # renamed in torch 2.13
+    examples = getattr(environment, "backed_var_to_val", None) or getattr(environment, "var_to_val", {})
+    if captured and symbol in examples:
+        return int(examples[symbol])
     bounds = environment.var_to_range.get(symbol)
     if bounds is None:
         return small

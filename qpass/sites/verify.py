@@ -161,18 +161,18 @@ def run_in(
     given = iter(inputs)
     for node in program.graph.nodes:
         if node.op == "output":
-            outputs = fx.map_arg(node.args[0], lambda arg: values[arg])
+            outputs = fx.map_arg(node.args[0], lambda arg: _value(program, arg, values, dtype))
             return tuple(_unscaled(arg, value, scaled, dtype) for arg, value in zip(node.args[0], outputs))
         if node.op == "placeholder":
             values[node] = _wide(_rescaled(node, next(given), scaled), dtype)
         elif node.op == "get_attr":
-            values[node] = read_in(program, str(node.target), dtype)
+            continue  # captured graphs hold all of them in front; each is read by the op that needs it, for as long
         else:
-            values[node] = _call(node, values, dtype)
+            values[node] = _call(program, node, values, dtype)
         uses.subtract(node.all_input_nodes)
         for source in node.all_input_nodes:
             if not uses[source]:
-                del values[source]
+                values.pop(source, None)
         if not node.users:
             del values[node]
     raise AssertionError("a graph without an output")
@@ -189,8 +189,12 @@ def read_in(program: Program, name: str, dtype: torch.dtype) -> Tensor:
     return param.fn.compute(sources, dtype)
 
 
-def _call(node: fx.Node, values: Mapping[fx.Node, Any], dtype: torch.dtype) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+def _value(program: Program, node: fx.Node, values: Mapping[fx.Node, Any], dtype: torch.dtype) -> Any:
+    return read_in(program, str(node.target), dtype) if node.op == "get_attr" else values[node]
+
+
+def _call(program: Program, node: fx.Node, values: Mapping[fx.Node, Any], dtype: torch.dtype) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: _value(program, arg, values, dtype))
     args, kwargs = _retyped(args, dtype), _retyped(kwargs, dtype)
     name = op_name(node.target)
     call: Callable[..., Any] = node.target  # type: ignore[assignment]

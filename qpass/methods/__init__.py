@@ -36,8 +36,9 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
 def options(method: Method) -> dict[str, Any]:
     """The options that differ from their defaults, as plain data."""
     fields = dataclasses.fields(method)  # type: ignore[arg-type]
-    values = {field.name: getattr(method, field.name) for field in fields if getattr(method, field.name) != field.default}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    values = {field.name: (getattr(method, field.name), field.default) for field in fields}
+    changed = {name: value for name, (value, default) in values.items() if value != default}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
 
 def as_data(method: Method) -> str | dict[str, Any]:

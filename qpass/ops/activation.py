@@ -60,5 +60,8 @@ def activation(x: Tensor, kind: str, smooth: Tensor | None = None) -> Tensor:
 
 @define("gated(Tensor gate, Tensor up, str kind, Tensor? smooth=None) -> Tensor")
 def gated(gate: Tensor, up: Tensor, kind: str, smooth: Tensor | None = None) -> Tensor:
-    """y = f(gate) · up: SwiGLU for silu, GeGLU for gelu (Shazeer 2020). Same shapes; ``smooth`` as in ``activation``."""
+    """y = f(gate) · up: SwiGLU for silu, GeGLU for gelu (Shazeer 2020). Same shapes.
+
+    ``smooth``: [C] as in ``activation``, for the gate.
+    """
     return _smoothed(gate, kind, smooth) * up

@@ -99,7 +99,7 @@ def _weight(
     if codes not in params:
         for part, param in derive(name, rows, width, fmt).items():
             params[f"{name}.{part}"] = param
-            history[f"{name}.{part}"] = (f"{name}: round to nearest {fmt}",)
+            history[f"{name}.{part}"] = (*history.get(name, ()), f"{name}: round to nearest {fmt}")
     value = build.param(codes, params[codes].like)
     scales = build.param(scale, params[scale].like)
     zeros = None if fmt.symmetric else build.param(zero, params[zero].like)

@@ -92,7 +92,7 @@ class _Judge:
                                 fix="run the model on real inputs, and look for the first value with NaN or Inf")
 
     def sift(self, edits: list[Edit], kept: list[Edit], refused: list[tuple[Edit, str, float]]) -> list[Edit]:
-        """Those of ``edits`` that may stay on top of ``kept``; halves a group that fails until the guilty stand alone."""
+        """The ``edits`` that may stay on top of ``kept``. A group that fails is halved until the guilty stand alone."""
         error, allowed = self.error([*kept, *edits], alone=len(edits) == 1)
         if error <= allowed:
             return edits
@@ -126,7 +126,7 @@ def _floats(outputs: Sequence[Any]) -> list[Tensor]:
 
 
 def relative_error(before: Tensor, after: Tensor) -> float:
-    """‖after - before‖ / ‖before‖; entries that are the same infinity or both NaN do not count. inf if others differ."""
+    """‖after - before‖ / ‖before‖, without entries that are the same infinity or both NaN; inf if others differ."""
     if before.shape != after.shape:
         return float("inf")
     same = (before == after) | (before.isnan() & after.isnan())

@@ -96,8 +96,8 @@ def _scheme_of(word: str, *, alone: bool) -> Scheme:
             fix = f"say what the linears compute in, as in {word}+w8a8-int8"
             raise RecipeError(f"{word!r} is a method, not a scheme", fix=fix) from error
         if alone and error.what.startswith("unknown scheme"):
-            fix = nearest(word, [*PRESETS, *SCHEMES]) or error.fix
-            raise RecipeError(error.what, where=error.where, fix=fix) from error
+            close = nearest(word, [*PRESETS, *SCHEMES]) or error.fix
+            raise RecipeError(error.what, where=error.where, fix=close) from error
         raise
 
 

@@ -29,8 +29,8 @@ def check_data(recipe: Recipe, calibration: Iterable[Any] | None) -> None:
         for method in recipe.methods:
             if method.needs_data:
                 raise InputError(f"the method {method.name} looks at data, and there is none", where="calibration",
-                                 fix="pass calibration=[batch, ...] to qpass.compile: what the model is called with, "
-                                     "for example tensors of token ids")  # fmt: skip
+                                 fix="pass calibration=[batch, ...] to qpass.compile, each batch what the model is "
+                                     "called with, or --calibration FILE on the command line")  # fmt: skip
 
 
 def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | None = None) -> Program:

@@ -238,8 +238,10 @@ class _Work:
         """What a weight is at this moment: the parameter it starts from, and its steps. Weights only scale."""
         param, steps = self.params[name], tuple(self.steps.get(name, ()))
         if isinstance(param, Derived) and isinstance(param.fn, Edited):
-            return param.sources[0], (*param.fn.steps, *steps)  # type: ignore[return-value]
-        return name, steps  # type: ignore[return-value]
+            name, steps = param.sources[0], (*param.fn.steps, *steps)
+        scales = tuple(step for step in steps if isinstance(step, Scale))
+        assert len(scales) == len(steps), name
+        return name, scales
 
     def _fresh(self, name: str) -> str:
         number, found = 1, name

@@ -87,7 +87,7 @@ def _table(node: fx.Node, sizes: Mapping[Any, int]) -> int | None:
                 place = list(user.args[1]).index(value)  # type: ignore[arg-type]
                 found.append(_size(user.args[0].meta["val"].shape[place], sizes))  # type: ignore[union-attr]
             elif name in ("index_select", "gather") and user.args[2] is value:
-                found.append(_size(user.args[0].meta["val"].shape[user.args[1]], sizes))  # type: ignore[union-attr,index]
+                found.append(_size(user.args[0].meta["val"].shape[user.args[1]], sizes))  # type: ignore[union-attr]
             elif name in _MOVES and user not in seen:
                 seen.add(user)
                 left.append(user)

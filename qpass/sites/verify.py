@@ -182,9 +182,10 @@ def read_in(program: Program, name: str, dtype: torch.dtype) -> Tensor:
     """A parameter in ``dtype`` if it is floating-point; one that edits made is not rounded on the way."""
     param = program.params[name]
     if not isinstance(param, Derived):
-        return _wide(param, dtype)
+        return param.to(dtype) if param.is_floating_point() else param
     if not isinstance(param.fn, Edited):
-        return _wide(program.tensor(name), dtype)
+        tensor = program.tensor(name)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
     sources = [read_in(program, source, dtype) for source in param.sources]
     return param.fn.compute(sources, dtype)
 

@@ -135,7 +135,7 @@ def test_registry():
         ("smoothquant", {"alfa": 1}, "unknown option 'alfa' (at method smoothquant). Fix: use 'alpha'."),
         ("smoothquant", {"alpha": 2}, "alpha is 2 (at smoothquant). Fix: use a number from 0 to 1."),
         ("smoothquant", {"alpha": "high"}, "alpha is 'high'"),
-        ("smoothquant", {"kinds": ["linear-nrm"]}, "kind of site 'linear-nrm' (at smoothquant). Fix: use 'linear-norm'"),
+        ("smoothquant", {"kinds": ["linear-nrm"]}, "kind of site 'linear-nrm' (at smoothquant). Fix: use 'linea"),
         ("smoothquant", {"include": 3}, "an option has the wrong type"),
     ],
 )

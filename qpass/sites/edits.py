@@ -44,7 +44,9 @@ class Shift:
 Edit = Fold | Shift
 
 
-def apply(program: Program, edits: Iterable[Edit], *, add_bias: bool = False, by: str = "edit") -> Program:
+def apply(
+    program: Program, edits: Iterable[Edit], *, add_bias: bool = False, by: str = "edit", read: bool = True
+) -> Program:
     """The program after ``edits``, in order; each is exact by itself. ``program`` is not changed.
 
     A shift comes before a fold of the same site, as in LET: x' = (x - δ) / s. A state (key/value cache) of a site
@@ -55,6 +57,7 @@ def apply(program: Program, edits: Iterable[Edit], *, add_bias: bool = False, by
         program: RAISED or PLANNED.
         add_bias: let a shift add a bias to an op that has none.
         by: the method's name, for the parameters' history and the log.
+        read: look for NaN and Inf, which reads each parameter once.
 
     Raises:
         InputError: a scale that is not positive and finite, a wrong length, a parameter that is not there.
@@ -62,7 +65,7 @@ def apply(program: Program, edits: Iterable[Edit], *, add_bias: bool = False, by
             smoothed activation without that form; a parameter whose codes are chosen already.
         NumericsError: NaN or Inf in a parameter that would be edited, with its name, count and first index.
     """
-    work = _Work(program, add_bias=add_bias, by=by)
+    work = _Work(program, add_bias=add_bias, by=by, read=read)
     for edit in edits:
         work.edit(edit)
     return work.program()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,9 +58,10 @@ def verified(
             possible.append(edit)
         else:
             refused.append((edit, reason, float("inf")))
-    judge = _Judge(program, tolerance, add_bias, seed)
-    kept = judge.sift(possible, [], refused) if possible else []
-    after = apply(program, kept, add_bias=add_bias, by=by)
+    after = apply(program, possible, add_bias=add_bias, by=by)  # the only time that parameters are read for NaN
+    kept = _Judge(program, tolerance, add_bias, seed).sift(possible, [], refused) if possible else []
+    if len(kept) < len(possible):
+        after = apply(program, kept, add_bias=add_bias, by=by, read=False)
     lines = tuple(Change(by, edit.site.name, f"refused: {reason}") for edit, reason, _ in refused)
     return Applied(replace(after, log=after.log + lines), tuple(kept), tuple(refused))
 
@@ -106,7 +107,7 @@ class _Judge:
 
     def error(self, edits: Sequence[Edit], *, alone: bool) -> tuple[float, float]:
         """The relative error of a list of edits, and what is allowed for it."""
-        after = apply(self.program, edits, add_bias=self.add_bias, by="check")
+        after = apply(self.program, edits, add_bias=self.add_bias, by="check", read=False)
         error = self._distance(after, edits, torch.float32)
         if error <= self.tolerance or (error > _TELLS and not alone):
             return error, self.tolerance
@@ -157,7 +158,9 @@ def run_in(
     """
     uses = Counter({node: len(node.users) for node in program.graph.nodes})
     values: dict[fx.Node, Any] = {}
-    scaled = {state.node: (state, factor) for state, factor in states}
+    scaled: _States = defaultdict(list)
+    for state, factor in states:
+        scaled[state.node].append((state, factor))
     given = iter(inputs)
     for node in program.graph.nodes:
         if node.op == "output":
@@ -234,21 +237,28 @@ def _wide(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(_wide(item, dtype) for item in value) if type(value) in (tuple, list) else value
 
 
-def _rescaled(node: fx.Node, value: Any, scaled: Mapping[str, tuple[State, Tensor]]) -> Any:
+_States = dict[str, list[tuple[State, Tensor]]]
+
+
+def _rescaled(node: fx.Node, value: Any, scaled: _States) -> Any:
     found = scaled.get(node.meta["name"])
-    return value if found is None else value.double() * _along(found, value)
+    return value.double() * _along(found, value) if found else value
 
 
-def _unscaled(node: Any, value: Any, scaled: Mapping[str, tuple[State, Tensor]], dtype: torch.dtype) -> Any:
+def _unscaled(node: Any, value: Any, scaled: _States, dtype: torch.dtype) -> Any:
     """An output that one op made from a re-scaled state, as the unedited program would give it."""
     if not isinstance(node, fx.Node) or not isinstance(value, Tensor):
         return value
     for source in (node, *node.all_input_nodes):
-        if source.op == "placeholder" and source.meta["name"] in scaled:
+        if source.op == "placeholder" and scaled.get(source.meta["name"]):
             return (value.double() / _along(scaled[source.meta["name"]], value)).to(dtype)
     return value
 
 
-def _along(found: tuple[State, Tensor], value: Tensor) -> Tensor:
-    state, factor = found
-    return factor.to(value.device).reshape([value.shape[dim] if dim in state.dims else 1 for dim in range(value.dim())])
+def _along(found: Sequence[tuple[State, Tensor]], value: Tensor) -> Tensor:
+    """The product of all factors of a state, in the shape that broadcasts to ``value``."""
+    product = torch.ones([1] * value.dim(), dtype=torch.float64, device=value.device)
+    for state, factor in found:
+        shape = [value.shape[dim] if dim in state.dims else 1 for dim in range(value.dim())]
+        product = product * factor.to(value.device).reshape(shape)
+    return product

@@ -212,7 +212,7 @@ def head_site(layer=0, states=True):
 
 def test_a_state_holds_rescaled_values():
     program = causal("llama")
-    assert len(verified(program, [fold(head_site())]).kept) == 1
+    assert len(verified(program, [fold(head_site()), fold(head_site(1)), fold(head_site(), 4)]).kept) == 3
     ((_, reason, _),) = verified(program, [fold(head_site(states=False))]).refused
     assert "it moves an output by" in reason
 
@@ -230,6 +230,13 @@ def test_a_cache_of_the_edited_program_serves_it_from_empty():
         return which.run(*rest)[0]
 
     assert relative_error(logits(program), logits(after)) < 1e-5
+
+
+def test_a_broken_weight_is_named_before_anything_runs():
+    program, name = tiny.raised("rms", 1), "layers.0.attn.q_proj.weight"
+    broken = replace(program, params={**program.params, name: torch.full((16, 16), float("nan"))})
+    with pytest.raises(NumericsError, match=rf"256 NaN or Inf values, the first at \(0, 0\) \(at {name}\)"):
+        verified(broken, [fold(written.qkv())])
 
 
 def test_a_program_without_finite_outputs_cannot_be_checked():

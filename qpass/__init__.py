@@ -1,6 +1,10 @@
 """qpass: a PyTorch 2 compiler pass for transformer quantization."""
 
+import sys
+from types import ModuleType
+
 import qpass._torchao  # noqa: F401  before anything that imports torchao
+from qpass import pipeline
 from qpass.errors import (
     CaptureError,
     InputError,
@@ -14,10 +18,18 @@ from qpass.errors import (
 from qpass.graph.diff import diff
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
-from qpass.pipeline import capture, compile, plan, sites, trace  # `sites` shadows the package: see below
+from qpass.pipeline import capture, compile, plan, trace
 from qpass.recipe import Recipe
 
-# ``qpass.sites(model)`` is a function; from the package of that name, import: ``from qpass.sites import analyse``.
+
+class _CallablePackage(ModuleType):
+    """``qpass.sites`` is a package and a verb: ``qpass.sites(model)`` is ``pipeline.sites``."""
+
+    __call__ = staticmethod(pipeline.sites)
+
+
+sys.modules["qpass.sites"].__class__ = _CallablePackage
+
 __version__ = "0.1.0"
 __all__ = [
     "CaptureError",

@@ -29,6 +29,7 @@ from qpass.errors import InputError, RecipeError
 from qpass.formats import nearest
 from qpass.graph.program import Program
 from qpass.lowering import Target
+from qpass.passes.calibrate import check_data
 from qpass.passes.plan import unreached
 from qpass.recipe import Recipe
 from qpass.stages import check
@@ -131,7 +132,9 @@ def _read(options: Mapping[str, Any] | None, mode: Any) -> tuple[Recipe, Target,
     if given.get("recipe") is None:
         raise RecipeError("the backend qpass needs a recipe", fix='pass options={"recipe": "w8a8-int8"}')
     target = pipeline.load_target(given.get("target", "cpu"))
-    return Recipe.parse(given["recipe"]), target, bool(given.get("allow_unmatched", False))
+    recipe = Recipe.parse(given["recipe"])
+    check_data(recipe, None)  # a graph of the backend is compiled at its first call: there is no data yet
+    return recipe, target, bool(given.get("allow_unmatched", False))
 
 
 def _check_device(example_inputs: Sequence[Any], target: Target) -> None:

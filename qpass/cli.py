@@ -21,12 +21,14 @@ from qpass.graph.diff import diff
 from qpass.graph.program import Program
 from qpass.graph.show import as_python, show
 from qpass.listing import listing
-from qpass.loading import DTYPES, load_model, load_tokenizer
+from qpass.loading import DTYPES, load_calibration, load_model, load_tokenizer
+from qpass.passes.calibrate import check_data
 from qpass.recipe import Recipe
 from qpass.stages import STAGES
 
 _MODEL_HELP = "a folder with config.json and *.safetensors, a Hugging Face hub name, or the word 'demo'"
-_RECIPE_HELP = "a scheme such as w8a8-int8 (see 'list'), or a .yaml or .json file"
+_RECIPE_HELP = "a scheme such as w8a8-int8, smoothquant-w8a8 (see 'list'), or a .yaml or .json file"
+_SEQUENCES, _LENGTH = 32, 256  # of calibration text
 _EXITS = "exit codes: 0 done, 2 wrong use or recipe, 3 model not supported, 4 NaN or Inf, 5 cannot write, 130 Ctrl-C"
 
 
@@ -77,7 +79,14 @@ def _command(commands: Any, name: str, run: Any, text: str, example: str, *, mod
         made.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
         made.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
         _model_options(made)
+        _data_option(made)
     return made
+
+
+def _data_option(command: Any) -> None:
+    command.add_argument("--calibration", metavar="FILE",
+                         help=f"text for methods that look at data; its first {_SEQUENCES} pieces of {_LENGTH} tokens "
+                              "are used")  # fmt: skip
 
 
 def _model_options(command: Any) -> None:
@@ -127,6 +136,7 @@ def _diff(command: Any) -> None:
     command.add_argument("what", nargs="+", metavar="ARGUMENT",
                          help="MODEL RECIPE STAGE_A STAGE_B, or two texts that 'show' or 'compile' wrote")  # fmt: skip
     _model_options(command)
+    _data_option(command)
 
 
 def _count(text: str) -> int:
@@ -144,7 +154,7 @@ _count.__name__ = "count of 1 or more"  # argparse puts it into its message
 
 def plan(args: argparse.Namespace) -> None:
     """Print the plan."""
-    print(_trace(args, args.model, args.recipe, "PLANNED").plan)
+    print(_trace(args, args.model, args.recipe, "PLANNED" if args.calibration is None else "SOLVED").plan)
 
 
 def show_(args: argparse.Namespace) -> None:
@@ -181,11 +191,13 @@ def list_(args: argparse.Namespace) -> None:
 def compile_(args: argparse.Namespace) -> None:
     """Compile and write."""
     recipe = Recipe.parse(args.recipe)
+    data = _calibration(args, args.model)
+    check_data(recipe, data)
     with output_folder(args.out, force=args.force) as folder:
         tokenizer = load_tokenizer(args.model) if args.prompt is not None else None
         model = load_model(args.model, dtype=args.dtype)
         with Steps() as steps:
-            trace = pipeline.trace(model, recipe, target=args.target, progress=steps)
+            trace = pipeline.trace(model, recipe, target=args.target, calibration=data, progress=steps)
         print(trace.plan, flush=True)
         with Steps(["built"]) as steps:
             compiled = pipeline.build(model, trace, target=args.target, progress=steps)
@@ -212,10 +224,18 @@ def _weights(program: Program, compiled: Any) -> dict[str, Any]:
 
 
 def _trace(args: argparse.Namespace, model: str, recipe: str, until: str) -> pipeline.Trace:
-    parsed = Recipe.parse(recipe)
+    parsed, data = Recipe.parse(recipe), _calibration(args, model)
+    if STAGES.index(until) >= STAGES.index("SOLVED"):
+        check_data(parsed, data)
     loaded = load_model(model, dtype=args.dtype)
     with Steps(STAGES[: STAGES.index(until) + 1]) as steps:
-        return pipeline.trace(loaded, parsed, target=args.target, until=until, progress=steps)
+        return pipeline.trace(loaded, parsed, target=args.target, until=until, calibration=data, progress=steps)
+
+
+def _calibration(args: argparse.Namespace, model: str) -> list[Any] | None:
+    if args.calibration is None:
+        return None
+    return list(load_calibration(model, args.calibration, sequences=_SEQUENCES, length=_LENGTH))
 
 
 def _stage(name: str) -> str:

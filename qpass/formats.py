@@ -112,24 +112,25 @@ class Scheme:
 
     @staticmethod
     def parse(text: str) -> Scheme:
-        """A name of ``SCHEMES``, ``w4a16-gN`` for any N, or ``weight format x input format``."""
+        """A name of ``SCHEMES``, ``w4a16-gN`` or ``w4a8-gN`` for any N, or ``weight format x input format``."""
         if text in SCHEMES:
             return SCHEMES[text]
-        group = re.fullmatch(r"w4a16-g(\d+)", text)
+        group = re.fullmatch(r"w4a(16|8)-g(\d+)", text)
         if group:
-            return Scheme(Format("int4", "group", int(group[1]), symmetric=False))
+            return Scheme(Format("int4", "group", int(group[2]), symmetric=False), _A8 if group[1] == "8" else None)
         if ":" not in text:
             raise RecipeError(f"unknown scheme {text!r}", fix=_suggest(text, SCHEMES))
         weight, _, activation = text.partition(" x ")
         return Scheme(Format.parse(weight.strip()), Format.parse(activation.strip()) if activation else None)
 
 
-_W8 = Format("int8", "channel")
+_W8, _A8 = Format("int8", "channel"), Format("int8", "token", symmetric=False)
 SCHEMES: dict[str, Scheme] = {
-    "w8a8-int8": Scheme(_W8, Format("int8", "token", symmetric=False)),
+    "w8a8-int8": Scheme(_W8, _A8),
     "w8a8-int8-sym": Scheme(_W8, Format("int8", "token")),
     "w8a16": Scheme(_W8),
     **{f"w4a16-g{group}": Scheme(Format("int4", "group", group, symmetric=False)) for group in (32, 64, 128)},
+    "w4a8-int8": Scheme(Format("int4", "group", 128, symmetric=False), _A8),
 }
 """The field's words for common schemes."""
 

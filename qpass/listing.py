@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -12,13 +13,15 @@ from qpass.formats import SCHEMES
 from qpass.graph.rule import Rule
 from qpass.lowering import Case, Kernel
 from qpass.lowering.cpu import kernels
+from qpass.methods import METHODS
 from qpass.patterns import rules
+from qpass.recipe import PRESETS
 from qpass.stages import STAGES
 
 
 def listing() -> str:
     """The text."""
-    return "\n".join([*_stages(), *_patterns(), *_ops(), *_schemes(), *_targets()])
+    return "\n".join([*_stages(), *_patterns(), *_ops(), *_schemes(), *_methods(), *_targets()])
 
 
 def _stages() -> Iterator[str]:
@@ -56,9 +59,18 @@ def _ops() -> Iterator[str]:
 
 
 def _schemes() -> Iterator[str]:
-    yield "\nschemes: names a recipe may use (w4a16-gN takes any N; formats are weight x input)"
+    yield "\nschemes: names a recipe may use (w4a16-gN and w4a8-gN take any N; formats are weight x input)"
     for name, scheme in SCHEMES.items():
         yield f"  {name:<16} {scheme}"
+
+
+def _methods() -> Iterator[str]:
+    yield "\nmethods: written before a scheme, as in smoothquant+w8a8-int8; * looks at calibration data"
+    for name, method in METHODS.items():
+        doc = _plain(inspect.getdoc(inspect.getmodule(method)) or "")
+        yield f"  {name + ('*' if method.needs_data else ''):<18} {doc}"
+    for name, meaning in PRESETS.items():
+        yield f"  {name:<18} {meaning}"
 
 
 def _targets() -> Iterator[str]:

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from qpass.assets import model_path
 from qpass.errors import InputError, QPassError
 
 DTYPES = ("auto", "float32", "bfloat16")
+_LONGEST_TOKEN = 32  # characters, more than tokens have on average in any script
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
@@ -42,6 +44,30 @@ def load_tokenizer(name: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, TypeError) as error:
         raise _cannot("load the tokenizer", name, error) from error
+
+
+def load_calibration(name: str, path: str, *, sequences: int, length: int) -> list[torch.Tensor]:
+    """Token ids [1, length] for the methods of a recipe: the first ``sequences`` pieces of a text file, in order.
+
+    Args:
+        name: the model, whose tokenizer is used.
+        length: tokens of a piece.
+
+    Raises:
+        InputError: a file that cannot be read, or that is too short for one piece.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(sequences * length * _LONGEST_TOKEN)  # of a large file, no more than can be used
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read the calibration text: {reason}", where=path, fix="pass a text file") from error
+    ids = torch.tensor(load_tokenizer(name)(text).input_ids[: sequences * length], dtype=torch.int64)
+    pieces = list(ids[: len(ids) // length * length].view(-1, 1, length))
+    if not pieces:
+        raise InputError(f"the calibration text has {len(ids)} tokens, one sequence takes {length}", where=path,
+                         fix="pass a longer text")  # fmt: skip
+    return pieces
 
 
 def resolve(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from qpass.errors import InputError
 from qpass.graph.dump import dump_stage
 from qpass.graph.program import Program
 from qpass.lowering import Target
+from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
 from qpass.passes.lower import lower
 from qpass.passes.plan import Plan, plan_program, summarise
@@ -32,7 +33,7 @@ from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
-from qpass.stages import check
+from qpass.stages import STAGES, check
 
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
 TARGETS = {"cpu": "qpass.lowering.cpu.target", "reference": "qpass.lowering.reference"}
@@ -40,22 +41,17 @@ TARGETS = {"cpu": "qpass.lowering.cpu.target", "reference": "qpass.lowering.refe
 Pass = tuple[str, Callable[[Program], Program]]
 
 
-def passes(recipe: Recipe, target: Target) -> list[Pass]:
+def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = None) -> list[Pass]:
     """The pipeline: what turns a CAPTURED program into a LOWERED one, by the stage each pass reaches."""
     return [
         ("NORMAL", normalise),
         ("RAISED", raise_ops),
         ("PLANNED", partial(plan_program, recipe=recipe, target=target)),
-        ("SOLVED", solve),
+        ("SOLVED", partial(calibrate, recipe=recipe, calibration=calibration)),
         ("QUANTISED", quantise),
         ("FUSED", fuse),
         ("LOWERED", lower),
     ]
-
-
-def solve(program: Program) -> Program:
-    """The methods of the recipe, each on what the one before it left. Round to nearest needs none."""
-    return replace(program, stage="SOLVED")
 
 
 @dataclass
@@ -84,19 +80,24 @@ def capture(
     return from_export(captured.exported, prefix=captured.prefix, dims=captured.dims, call=captured.call)
 
 
-def run(program: Program, recipe: Recipe, target: Target, *, until: str = "LOWERED", progress: Any = None) -> Trace:
+def run(
+    program: Program, recipe: Recipe, target: Target, *, until: str = "LOWERED", progress: Any = None,
+    calibration: Iterable[Any] | None = None,
+) -> Trace:  # fmt: skip
     """Run the passes on a CAPTURED program up to stage ``until``; every graph is checked against its stage."""
     trace = Trace({"CAPTURED": program})
     dump(trace)
     if until == "CAPTURED":
         return trace
-    for stage, step in passes(recipe, target):
+    for stage, step in passes(recipe, target, calibration):
         start = time.perf_counter()
         program = check(step(program))
         trace.stages[stage], trace.seconds[stage] = program, time.perf_counter() - start
         dump(trace)
         if stage == "PLANNED":
             trace.plan = summarise(program, recipe, target)
+        if stage == "SOLVED" and trace.plan is not None:
+            trace.plan = replace(trace.plan, methods=method_lines(program, recipe))
         if progress:
             progress(stage)
         if stage == until:
@@ -117,29 +118,35 @@ def dump(trace: Trace) -> None:
 
 def trace(
     model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-    target: str = "cpu", dynamic_shapes: Any = None, until: str = "LOWERED", progress: Any = None,
+    target: str = "cpu", dynamic_shapes: Any = None, calibration: Iterable[Any] | None = None, until: str = "LOWERED",
+    progress: Any = None,
 ) -> Trace:  # fmt: skip
     """Every stage of compiling ``model``, to print and to compare. Arguments as in ``compile``."""
     parsed, found = Recipe.parse(recipe), load_target(target)
+    if STAGES.index(until) >= STAGES.index("SOLVED"):
+        check_data(parsed, calibration)
     start = time.perf_counter()
     program = check(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
     seconds = {"export": time.perf_counter() - start}
     if progress:
         progress("CAPTURED")
-    result = run(program, parsed, found, until=until, progress=progress)
+    result = run(program, parsed, found, until=until, progress=progress, calibration=calibration)
     result.seconds = {**seconds, **result.seconds}
     return result
 
 
 def plan(
     model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-    target: str = "cpu", dynamic_shapes: Any = None,
+    target: str = "cpu", dynamic_shapes: Any = None, calibration: Iterable[Any] | None = None,
 ) -> Plan:  # fmt: skip
     """What ``compile`` would do: per linear its format and kernel, or why not; memory before and after.
 
-    Nothing is quantized, packed or compiled. Arguments and errors as in ``compile``.
+    Nothing is quantized, packed or compiled. With ``calibration`` the methods of the recipe run too, and the plan says
+    what they did. Arguments and errors as in ``compile``.
     """
-    result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, until="PLANNED").plan
+    until = "PLANNED" if calibration is None else "SOLVED"
+    options = {"target": target, "dynamic_shapes": dynamic_shapes, "calibration": calibration, "until": until}
+    result = trace(model, recipe, args, kwargs, **options).plan
     assert result is not None
     return result
 
@@ -165,7 +172,7 @@ def sites(
 
 def compile(
     model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-    target: str = "cpu", dynamic_shapes: Any = None, progress: Any = None,
+    target: str = "cpu", dynamic_shapes: Any = None, calibration: Iterable[Any] | None = None, progress: Any = None,
 ) -> nn.Module:  # fmt: skip
     """A quantized copy of ``model`` that is called as the model is; the model itself is not changed.
 
@@ -177,6 +184,9 @@ def compile(
         args, kwargs: example inputs; not needed for Hugging Face language models and encoders.
         target: ``cpu``, or ``reference`` (any device, the oracle).
         dynamic_shapes: as torch.export takes it.
+        calibration: batches for the methods of the recipe that look at data: each is what the model is called with, a
+            dict of keywords, a tuple of arguments, or a tensor of token ids. An iterator that several methods need is
+            held as a list.
         progress: called with the name of each stage reached.
 
     Returns:
@@ -186,7 +196,10 @@ def compile(
         InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
         as it was.
     """
-    result = trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, progress=progress)
+    result = trace(
+        model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, calibration=calibration,
+        progress=progress,
+    )  # fmt: skip
     return build(model, result, target=target, progress=progress)
 
 

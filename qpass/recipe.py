@@ -1,9 +1,12 @@
-"""Recipe: which linear gets which scheme, as plain data.
+"""Recipe: which linear gets which scheme, and which methods prepare the weights, as plain data.
 
     Recipe.parse("w8a8-int8")
+    Recipe.parse("smoothquant+w8a8-int8")
     Recipe.parse({"linears": {"lm_head": "keep", "*down_proj*": "w8a16", "*": "w4a16-g128"}})
+    Recipe.parse({"methods": [{"smoothquant": {"alpha": 0.75}}], "linears": {"*": "w8a8-int8"}})
 
-Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error.
+Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error. Methods run
+in order, each on what the one before it left.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ import yaml
 
 from qpass.errors import RecipeError
 from qpass.formats import SCHEMES, Scheme, nearest
+from qpass.methods import METHODS, Method, as_data, make
 
 KEEP = "keep"
-_FIELDS = ("name", "linears")
+PRESETS = {"smoothquant-w8a8": "smoothquant+w8a8-int8"}
+"""A paper's name -> methods and scheme."""
+_FIELDS = ("name", "methods", "linears")
 _MAX_BYTES = 1 << 20
 
 
@@ -42,20 +48,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of lines. ``str()`` gives its name."""
+    """An ordered list of lines, and methods in the order they run. ``str()`` gives its name."""
 
     name: str
     lines: tuple[Line, ...]
+    methods: tuple[Method, ...] = ()
 
     def __str__(self) -> str:
         return self.name
 
     @staticmethod
     def parse(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
-        """A recipe from itself, a scheme's name, a YAML or JSON file, or a dict.
+        """A recipe from itself, a name, a YAML or JSON file, or a dict.
+
+        A name is that of a scheme, ``method+scheme`` with any number of methods, or one of ``PRESETS``.
 
         Raises:
-            RecipeError: unknown scheme, field or format, with the nearest legal word; an unreadable file.
+            RecipeError: unknown scheme, method, field or format, with the nearest legal word; an unreadable file.
         """
         if isinstance(recipe, Recipe):
             return recipe
@@ -64,15 +73,32 @@ class Recipe:
         text = str(recipe)
         if text.endswith((".yaml", ".yml", ".json")):
             return _from_dict(_read(Path(text)), Path(text).stem)
-        return Recipe(text, (Line("*", Scheme.parse(text)),))
+        *methods, scheme = PRESETS.get(text, text).split("+")
+        made = tuple(make(word) for word in methods)
+        return Recipe(text, (Line("*", _scheme_of(scheme, alone=not methods)),), made)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that ``parse`` reads back."""
-        return {"name": self.name, "linears": {line.glob: _scheme_text(line.scheme) for line in self.lines}}
+        methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
+        return {"name": self.name, **methods, "linears": {line.glob: _scheme_text(line.scheme) for line in self.lines}}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
     return KEEP if scheme is None else str(scheme)
+
+
+def _scheme_of(word: str, *, alone: bool) -> Scheme:
+    """The scheme in a recipe's name; where only one word is given, it may also be a misspelled preset."""
+    try:
+        return Scheme.parse(word)
+    except RecipeError as error:
+        if alone and word in METHODS:
+            fix = f"say what the linears compute in, as in {word}+w8a8-int8"
+            raise RecipeError(f"{word!r} is a method, not a scheme", fix=fix) from error
+        if alone and error.what.startswith("unknown scheme"):
+            close = nearest(word, [*PRESETS, *SCHEMES]) or error.fix
+            raise RecipeError(error.what, where=error.where, fix=close) from error
+        raise
 
 
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
@@ -82,7 +108,28 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     linears = data.get("linears")
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
-    return Recipe(name, tuple(Line(str(glob), _scheme(glob, scheme)) for glob, scheme in linears.items()))
+    lines = tuple(Line(str(glob), _scheme(glob, scheme)) for glob, scheme in linears.items())
+    return Recipe(name, lines, _methods(data.get("methods")))
+
+
+def _methods(given: Any) -> tuple[Method, ...]:
+    """``None``, one entry, or a list of entries: a name, or a mapping of one name to its options."""
+    if given is None:
+        return ()
+    entries = list(given) if isinstance(given, list | tuple) else [given]
+    return tuple(_method(entry) for entry in entries)
+
+
+def _method(entry: Any) -> Method:
+    if isinstance(entry, Method):
+        return entry
+    if isinstance(entry, str):
+        return make(entry)
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, options),) = entry.items()
+        if options is None or isinstance(options, Mapping):
+            return make(str(name), options)
+    raise RecipeError(f"{entry!r} is no method", where="methods", fix="write a name, or {name: {option: value}}")
 
 
 def _scheme(glob: object, scheme: object) -> Scheme | None:
@@ -123,4 +170,4 @@ class _PlainLoader(yaml.SafeLoader):
 
 def names() -> list[str]:
     """Names that ``Recipe.parse`` accepts."""
-    return list(SCHEMES)
+    return [*SCHEMES, *PRESETS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qpass import cli, pipeline
 from qpass.__main__ import main
-from qpass.errors import OutputError
+from qpass.errors import InputError, OutputError
 from qpass.files import output_folder, write_tensors, write_text
 from qpass.graph.program import Program
+from qpass.loading import load_calibration
 from qpass.lowering.cpu import kernels
+from qpass.sites import Analysis
+from qpass.sites.site import Site
+from tests.sites import written
 
 GOLDEN = Path(__file__).parent / "golden" / "list.txt"
 COMMANDS = ("demo", "plan", "compile", "show", "diff", "sites", "list")
@@ -75,6 +80,53 @@ def test_help_of_a_command_ends_with_an_example(command: str, capsys: pytest.Cap
 def test_compile_help_says_that_its_files_do_not_load(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compile", "--help"])
     assert "cannot be loaded back from DIR yet" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------- calibration
+
+
+def _one_site(program: Program) -> Analysis:
+    """Stands in for the analysis, which has tests of its own."""
+    norm, attention = "model.layers.0.input_layernorm", "model.layers.0.self_attn"
+    index = torch.arange(16)
+    axes = [written.axis(f"{norm}.weight", 0, index, -1.0, "affine", norm)]
+    axes += [written.columns(f"{attention}.{name}_proj", index, norm) for name in "qkv"]
+    return Analysis((Site(f"{norm} -> q, k, v", "linear-norm", 16, tuple(axes)),))
+
+
+def test_a_method_with_data(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qpass.passes.calibrate.analyse", _one_site)
+    batches = [torch.arange(8)[None], torch.arange(20, 30)[None]]
+    monkeypatch.setattr(cli, "load_calibration", lambda name, path, **sizes: batches)
+    assert main(["plan", model, "smoothquant-w8a8", *FAST, "--calibration", "text.txt"]) == 0
+    assert "\nmethod smoothquant: 1 exact edits on 1 sites\n" in capsys.readouterr().out
+    out = str(tmp_path / "out")
+    assert main(["compile", model, "smoothquant-w8a8", *FAST, "--calibration", "text.txt", "-o", out]) == 0
+    assert "method smoothquant: 1 exact edits" in capsys.readouterr().out
+    text = (tmp_path / "out/stages/04-SOLVED.txt").read_text()
+    assert re.search(r"layers.0.input_layernorm.weight : f32\[16\] #[0-9a-f]{4} <- smoothquant: / s\n", text)
+    assert json.loads((tmp_path / "out/recipe.json").read_text())["methods"] == ["smoothquant"]
+
+
+def test_a_method_without_data(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", model, "smoothquant-w8a8", *FAST]) == 0
+    assert "\nmethod smoothquant\n" in capsys.readouterr().out
+    assert main(["compile", model, "smoothquant-w8a8", *FAST, "-o", str(tmp_path / "out")]) == 2
+    assert "the method smoothquant looks at data, and there is none (at calibration)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The city of Paris is old. " * 40)
+    pieces = load_calibration("demo", str(text), sequences=3, length=16)
+    assert [tuple(piece.shape) for piece in pieces] == [(1, 16)] * 3 and pieces[0].dtype is torch.int64
+    with pytest.raises(InputError, match="one sequence takes 4096"):
+        load_calibration("demo", str(text), sequences=3, length=4096)
+    with pytest.raises(InputError, match="cannot read the calibration text: No such file"):
+        load_calibration("demo", str(tmp_path / "none.txt"), sequences=3, length=16)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

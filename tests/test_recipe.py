@@ -23,6 +23,31 @@ def test_as_dict_round_trips():
     assert Recipe.parse(recipe.as_dict()) == recipe
 
 
+METHODS = {"methods": ["smoothquant-free", {"smoothquant": {"alpha": 0.75}}], "linears": {"*": "w8a8-int8"}}
+
+
+def test_methods_round_trip():
+    recipe = Recipe.parse(METHODS)
+    assert [method.name for method in recipe.methods] == ["smoothquant-free", "smoothquant"]
+    assert recipe.methods[1].alpha == 0.75 and recipe.as_dict()["methods"] == METHODS["methods"]
+    assert Recipe.parse(recipe.as_dict()) == recipe
+
+
+def test_names_with_methods():
+    preset, spelled = Recipe.parse("smoothquant-w8a8"), Recipe.parse("smoothquant+w8a8-int8")
+    assert (preset.methods, preset.lines) == (spelled.methods, spelled.lines) and str(preset) == "smoothquant-w8a8"
+    two = Recipe.parse("smoothquant-free+smoothquant+w4a8-g64")
+    assert len(two.methods) == 2 and str(two.lines[0].scheme) == "int4:g64:asym x int8:token:asym"
+    assert Recipe.parse(two.as_dict()) == two
+
+
+def test_methods_in_yaml(tmp_path):
+    text = "methods:\n  - smoothquant: {alpha: 0.75, exclude: '*.o_proj'}\nlinears:\n  '*': w8a8-int8\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    (method,) = Recipe.parse(tmp_path / "mine.yaml").methods
+    assert (method.alpha, method.exclude) == (0.75, ("*.o_proj",))
+
+
 def test_first_match_wins_with_and_without_the_weight_suffix():
     recipe = Recipe.parse(DATA)
     winner = next(line for line in recipe.lines if line.matches(["model.layers.0.mlp.down_proj.weight"]))
@@ -37,6 +62,15 @@ def test_first_match_wins_with_and_without_the_weight_suffix():
         ({"linear": {"*": "w8a16"}}, "unknown field 'linear' in a recipe. Fix: use 'linears'."),
         ({"linears": {}}, "a recipe without a mapping 'linears'"),
         ({"linears": {"*": "w8a61"}}, "unknown scheme 'w8a61' (at line '*'). Fix: use 'w8a16'."),
+        ("smothquant+w8a8-int8", "unknown method 'smothquant'. Fix: use 'smoothquant'."),
+        ("smoothquant+w8a8-in8", "unknown scheme 'w8a8-in8'. Fix: use 'w8a8-int8'."),
+        ("smoothquant", "'smoothquant' is a method, not a scheme. Fix: say what the linears compute in, as in"),
+        ("smoothquant-w8a9", "unknown scheme 'smoothquant-w8a9'. Fix: use 'smoothquant-w8a8'."),
+        ({"method": [], "linears": {"*": "w8a16"}}, "unknown field 'method' in a recipe. Fix: use 'methods'."),
+        ({"methods": [3], "linears": {"*": "w8a16"}}, "3 is no method (at methods)"),
+        ({"methods": ["gtpq"], "linears": {"*": "w8a16"}}, "unknown method 'gtpq'"),
+        ({"methods": [{"smoothquant": {"alhpa": 1}}], "linears": {"*": "w8a16"}},
+         "unknown option 'alhpa' (at method smoothquant). Fix: use 'alpha'."),
         ("nowhere.yaml", "cannot read the recipe: No such file or directory (at nowhere.yaml)"),
     ],
 )

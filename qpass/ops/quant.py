@@ -48,16 +48,20 @@ def layer_norm_quantize(
     return quantize(layer_norm(x, weight, bias, eps), format)
 
 
-@define("gated_quantize(Tensor gate, Tensor up, str kind, str format) -> (Tensor, Tensor, Tensor)")
-def gated_quantize(gate: Tensor, up: Tensor, kind: str, format: str) -> tuple[Tensor, Tensor, Tensor]:
+@define(
+    "gated_quantize(Tensor gate, Tensor up, str kind, Tensor? smooth, str format) -> (Tensor, Tensor, Tensor)"
+)
+def gated_quantize(
+    gate: Tensor, up: Tensor, kind: str, smooth: Tensor | None, format: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """``quantize(gated(gate, up))`` in one pass. Shapes as in those two."""
-    return quantize(gated(gate, up, kind), format)
+    return quantize(gated(gate, up, kind, smooth), format)
 
 
-@define("activation_quantize(Tensor x, str kind, str format) -> (Tensor, Tensor, Tensor)")
-def activation_quantize(x: Tensor, kind: str, format: str) -> tuple[Tensor, Tensor, Tensor]:
+@define("activation_quantize(Tensor x, str kind, Tensor? smooth, str format) -> (Tensor, Tensor, Tensor)")
+def activation_quantize(x: Tensor, kind: str, smooth: Tensor | None, format: str) -> tuple[Tensor, Tensor, Tensor]:
     """``quantize(activation(x))`` in one pass. Shapes as in those two."""
-    return quantize(torch.ops.qpass.activation(x, kind), format)
+    return quantize(torch.ops.qpass.activation(x, kind, smooth), format)
 
 
 @define(

@@ -15,6 +15,7 @@ from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
 from qpass.lowering import Case, Kernel, Target
+from qpass.methods import as_data
 from qpass.recipe import Line, Recipe
 
 aten = torch.ops.aten
@@ -184,12 +185,14 @@ class Plan:
     unseen: tuple[tuple[str, str], ...]
     bytes_before: int
     bytes_after: int
+    methods: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"plan: recipe {self.recipe} on target {self.target}"]
         rows = [(name, _shape(choice), str(choice.scheme or "keep"),
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
         lines += table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
+        lines += [f"method {text}" for text in self.methods]
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
         kernels = {choice.kernel.name: choice.kernel.rows for _, choice in self.choices if choice.kernel}
@@ -206,7 +209,8 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     choices = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
                     for node in program.graph.nodes if node.target is aten.linear.default)
     before = sum(_bytes(program.like(name)) for name in program.used_params())
-    return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program))
+    methods = tuple(str(as_data(method)) for method in recipe.methods)
+    return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program), methods)
 
 
 def _saved(program: Program) -> int:

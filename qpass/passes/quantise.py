@@ -99,10 +99,9 @@ def _weight(
     if codes not in params:
         for part, param in derive(name, rows, width, fmt).items():
             params[f"{name}.{part}"] = param
-            history[f"{name}.{part}"] = (f"{name}: round to nearest {fmt}",)
-    value = build.param(codes, params[codes].like)
-    scales = build.param(scale, params[scale].like)
-    zeros = None if fmt.symmetric else build.param(zero, params[zero].like)
+            history[f"{name}.{part}"] = (*history.get(name, ()), f"{name}: round to nearest {fmt}")
+    value, scales = build.param(codes, _like(params[codes])), build.param(scale, _like(params[scale]))
+    zeros = None if fmt.symmetric else build.param(zero, _like(params[zero]))
     extra = affine.padding(fmt, width)
     if extra:
         padded = build.type((rows, width + extra), fmt.code_dtype)
@@ -113,6 +112,10 @@ def _weight(
     whole = build.type((rows, width + extra), dtype)
     value = build.call(affine.DEQUANTIZE, value, block, scales, zeros, fmt.code_dtype, least, most, dtype, val=whole)
     return build.call(aten.slice.Tensor, value, -1, 0, width, val=weight.meta["val"]) if extra else value
+
+
+def _like(param: Param) -> Tensor:
+    return param.like if isinstance(param, Derived) else param
 
 
 def derive(name: str, rows: int, width: int, fmt: Format) -> dict[str, Derived]:

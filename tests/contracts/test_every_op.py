@@ -33,13 +33,13 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
     kv, mask = _float(2, 2, 5, 8), _float(2, 1, 5, 5)
     codes, scale = _weight()
     return {
-        "activation": [(x, "silu"), (x, "relu_squared")],
-        "activation_quantize": [(x, "gelu", ROW)],
+        "activation": [(x, "silu"), (x, "relu_squared"), (x, "gelu", w)],
+        "activation_quantize": [(x, "gelu", None, ROW), (x, "quick_gelu", w, ROW)],
         "attention": [(q, kv, kv, mask), (q, q, q, None, True, 0.3), (q, kv, kv, None)],
         "cache_update": [(kv, kv[:, :, :1])],
         "eager_attention": [(q, kv, kv, mask, 0.3, 50.0), (q, q, q, None, 0.3)],
-        "gated": [(x, x, "silu")],
-        "gated_quantize": [(x, x, "silu", ROW)],
+        "gated": [(x, x, "silu"), (x, x, "gelu_tanh", w)],
+        "gated_quantize": [(x, x, "silu", None, ROW), (x, x, "silu", w, ROW)],
         "layer_norm": [(x, w, w, 1e-5), (x, w, None, 1e-5), (x, None, None, 1e-5)],
         "layer_norm_quantize": [(x, w, w, 1e-5, ROW)],
         "linear": [(*_quantized(), codes, scale, None, _float(6), ROW, WEIGHT, torch.float32)],

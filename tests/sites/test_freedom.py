@@ -26,7 +26,7 @@ COUNTS = {
     "gptj": L * (H + HEADS * (D - 1) + H) + H,  # one norm, interleaved rotary on 2 of 4 channels
     "opt": L * (2 * H + H + H + F) + H,  # q with k untied, v -> o, fc1 -> ReLU -> fc2
     "gpt2": L * (2 * H + H + H) + H,
-    "nemotron": L * (2 * H + W + KV * (D - 1) + F) + H,  # rotary on half of a head; squared ReLU: fc1 by s, fc2 by 1 / s²
+    "nemotron": L * (2 * H + W + KV * (D - 1) + F) + H,  # half of a head rotates; squared ReLU
     "mixtral": L * (2 * H + 4 * F + W + W // 2) + H,  # each of 4 experts has its own up -> down
     "qwen3_moe": L * (2 * H + 4 * F + W + D // 2) + H,
     "bert": L * 2 * H + 2 * H,  # post-norm: q with k and v -> o; the last norm, and that of the head

@@ -15,6 +15,7 @@ from qpass.capture.program import from_export
 from qpass.capture.trace import session
 from qpass.graph.program import Program
 from tests.zoo.names import model_class
+from tests.zoo.odd import ODD
 from tests.zoo.shrink import VOCAB, tiny_config
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -29,7 +30,7 @@ def build(name: str, experts: str = EXPERTS) -> Built:
     config = tiny_config(name)
     model = _construct(model_class(name), config, experts).float().eval()
     randomise(model)
-    return model, (), inputs(model)
+    return model, (), {**inputs(model), **ODD.get(name, {}).get("_inputs", {})}
 
 
 def _construct(kind: Any, config: Any, experts: str) -> Any:

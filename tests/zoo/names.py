@@ -11,40 +11,36 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# in order of preference; the last holds every kind of model, so only those that read token ids are taken from it
+# in order of preference: of a seq2seq model the causal LM is the decoder alone, without its cross-attention. The last holds every kind of model, so only those that read token ids are taken from it
 MAPPINGS = (
-    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 BASE = auto.MODEL_MAPPING_NAMES
 # what stands for a text model inside of a larger one; it is an architecture of its own
 _INNER = ("text_config", "decoder", "llm_config")
-# a config class that names no text model of its own
-_NOT_TEXT = {"encoder-decoder", "vision-encoder-decoder"}
+# no text model of its own; wants pictures or another model's states; makes sound of random noise
+_NOT_TEXT = {"encoder-decoder", "gemma4_assistant", "layoutlmv2", "lxmert", "vilt", "voxtral_realtime", "vits",
+             "fastspeech2_conformer"}
 
 
 @functools.cache
 def architectures() -> list[str]:
     """Model types with a text model of their own, sorted. A multimodal type whose text model is one of these is not."""
-    heads = {name for mapping in MAPPINGS for name in mapping} - _NOT_TEXT
+    heads = {name for mapping in MAPPINGS for name in mapping}
     bases = {name for name in BASE if name not in heads and _reads_tokens(name)}
-    found = heads | bases
+    found = (heads | bases) - _NOT_TEXT
     return sorted(name for name in found if not _is_wrapper(name, found))
 
 
 def model_class(name: str) -> type:
-    """The class with the most specific head: causal LM, else seq2seq LM, else masked LM, else the bare model."""
+    """The class with the most specific head: seq2seq LM, else causal LM, else masked LM, else the bare model."""
     for mapping in (*MAPPINGS, BASE):
         if name in mapping:
             found = mapping[name]
             return getattr(hf, found if isinstance(found, str) else found[0])
     raise KeyError(name)
-
-
-def is_causal(name: str) -> bool:
-    """Whether ``model_class`` is a causal LM."""
-    return name in MAPPINGS[0]
 
 
 def _is_wrapper(name: str, found: set[str]) -> bool:

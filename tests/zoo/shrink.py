@@ -56,7 +56,9 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def tiny_config(name: str) -> Any:
     """A config of two or so layers, 32 wide. Every kind of layer that the default has is there once at least."""
-    return _shrink(CONFIG_MAPPING[name], ODD.get(name, {}))
+    odd = ODD.get(name, {})
+    config = _shrink(CONFIG_MAPPING[name], odd)
+    return getattr(config, odd["_part"]) if "_part" in odd else config
 
 
 def _shrink(kind: type[PreTrainedConfig], odd: dict[str, Any]) -> Any:
@@ -69,9 +71,10 @@ def _shrink(kind: type[PreTrainedConfig], odd: dict[str, Any]) -> Any:
         inner = getattr(default, part, None)
         if isinstance(inner, PreTrainedConfig):
             changes[part] = _shrink(type(inner), odd.get(part, {}))
-    changes |= {key: value for key, value in odd.items() if not isinstance(value, dict) or key == "rope_parameters"
-                or key.endswith("_map")}
-    changes.pop("_default", None)
+    if "kv_lora_rank" in fields:  # latent attention: every head has its own keys, and only a part of them rotates
+        changes |= {key: value for key, value in (("num_key_value_heads", HEADS), ("head_dim", 4)) if key in changes}
+    changes |= {key: value for key, value in odd.items() if key not in getattr(kind, "sub_configs", {})}
+    changes = {key: value for key, value in changes.items() if not key.startswith("_")}
     if fields.get("tie_word_embeddings"):
         changes.setdefault("tie_word_embeddings", False)
     changes = {key: value for key, value in changes.items() if value is not ...}  # ... leaves the default

@@ -89,8 +89,12 @@ def flat_inputs(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any])
     return list(program.call.flatten(args, kwargs))
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-    """The NORMAL program of a call without cache. A causal LM goes the way of any module: no cache in the graph."""
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True) -> Program:
+    """The NORMAL program of a call without cache. A causal LM goes the way of any module: no cache in the graph.
+
+    The batch is dynamic where the model allows it, unless ``dynamic`` is False: then all sizes are static.
+    """
+    shapes = None if dynamic else {}
     with session():
-        exported, call, dims = capture_module(model, args, kwargs, None, (), strict=False)
+        exported, call, dims = capture_module(model, args, kwargs, shapes, (), strict=False)
     return normalise(from_export(exported, prefix="", dims=dims, call=call))

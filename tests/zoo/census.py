@@ -137,5 +137,4 @@ def main(file: str, graphs: str = "", *only: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(*sys.argv[1:])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import nn
+
+from tests.zoo.build import capture
 
 SECONDS = 120
 
@@ -15,6 +21,7 @@ def in_child(function: Callable[..., dict[str, Any]], *args: Any, seconds: float
 
     Returns its dict, or ``{"reason": why not}``.
     """
+    _warm()
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(send, function, args), daemon=True)
@@ -27,6 +34,13 @@ def in_child(function: Callable[..., dict[str, Any]], *args: Any, seconds: float
     finally:
         process.kill()
         process.join()
+
+
+@functools.cache
+def _warm() -> None:
+    """A first capture here, so that no fork pays for what torch imports only then. One thread: a pool does not fork."""
+    torch.set_num_threads(1)
+    capture(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.SiLU()).eval(), (torch.ones(2, 4),), {})
 
 
 def _send(send: Any, function: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:

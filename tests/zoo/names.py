@@ -11,12 +11,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# in order of preference: of a seq2seq model the causal LM is the decoder alone, without its cross-attention. The last holds every kind of model, so only those that read token ids are taken from it
+# in order of preference: of a seq2seq model, the causal LM is the decoder alone, without its cross-attention
 MAPPINGS = (
     auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+# models of every kind: only those that read token ids are taken from here
 BASE = auto.MODEL_MAPPING_NAMES
 # what stands for a text model inside of a larger one; it is an architecture of its own
 _INNER = ("text_config", "decoder", "llm_config")

@@ -28,7 +28,7 @@ _BY_NAME: tuple[tuple[str, int], ...] = (
     (r"intermediate_size_mlp|intermediate_dim|ffn_size|dim_feedforward", FFN),
     (r"moe_intermediate_size|expert_ffn_hidden_size|shared_expert_intermediate_size|moe_ffn_dim", 24),
     (r"(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|blocks)", LAYERS),
-    (r"(max_position_embeddings|n_positions|n_ctx|max_(source|target|decoder|encoder)_position(s|_embeddings))", LENGTH),
+    (r"max_position_embeddings|n_positions|n_ctx|max_(source|target|decoder|encoder)_position(s|_embeddings)", LENGTH),
     (r"max_seq_len|max_sequence_length|seq_length|max_seq_length|context_length", LENGTH),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts|n_experts", EXPERTS),
     (r"num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|num_selected_experts|experts_per_token|num_topk", 2),

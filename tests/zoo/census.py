@@ -35,6 +35,7 @@ def examine(name: str, graphs: str) -> dict[str, Any]:
         model, args, kwargs = build(name)
         want = outputs(model, args, kwargs)
         record |= {"built": True, "class": type(model).__name__, "degenerate": degenerate(want[0])}
+        record["idle"] = idle_experts(model, args, kwargs)
         record["float64"] = in_double(model, args, kwargs, want[0])
         start = time.perf_counter()
         program = capture(model, args, kwargs)
@@ -74,16 +75,36 @@ def degenerate(logits: Tensor) -> str:
     return "" if float((rows - rows[:1]).abs().max()) > 0.01 * float(rows.abs().max()) else "the same for every token"
 
 
+def idle_experts(model: Any, args: Any, kwargs: Any) -> dict[str, list[int]]:
+    """The experts that no token of the example goes to, by module."""
+    idle: dict[str, list[int]] = {}
+
+    def hook(name: str) -> Any:
+        def seen(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            for value in (*given, *named.values()):
+                if isinstance(value, Tensor) and not value.is_floating_point():
+                    left = set(range(module.num_experts)) - set(value.flatten().tolist())
+                    idle[name] = sorted(set(idle.get(name, left)) & left)
+        return seen
+
+    handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in model.named_modules()
+               if type(module).__name__.endswith("Experts") and hasattr(module, "num_experts")]
+    outputs(model, args, kwargs)
+    for handle in handles:
+        handle.remove()
+    return {name: left for name, left in idle.items() if left}
+
+
 def in_double(model: Any, args: Any, kwargs: Any, want: Tensor) -> str:
     """'' if the model runs in float64 and means the same, else why not."""
     try:
         got = outputs(copy.deepcopy(model).double(), args, kwargs)[0]
     except Exception as error:
         return one_line(error)
-    if got.dtype != torch.float64:
-        return f"returns {got.dtype}"
     error = relative(want, got)
-    return "" if error < 1e-4 else f"float32 is {error:.1e} away"
+    if error > 1e-4:
+        return f"float32 is {error:.1e} away"
+    return "" if got.dtype == torch.float64 else f"ends in {got.dtype}"
 
 
 def facts(program: Program) -> dict[str, Any]:
@@ -104,7 +125,8 @@ def tables(records: dict[str, dict[str, Any]]) -> str:
         good = "captured" if r.get("captured") else "built" if r.get("built") else "-"
         size = f"{'dynamic' if r.get('dynamic') else 'static'} {r.get('nodes', '')}" if r.get("captured") else ""
         lines.append(f"{name:26} {good:9} {r.get('seconds', 0):6.1f} s {size:13} {r.get('class', '')} "
-                     f"{r.get('degenerate') or ''} {'float64: ' + r['float64'] if r.get('float64') else ''} "
+                     f"{r.get('degenerate') or ''} {'idle ' + str(r['idle']) if r.get('idle') else ''} "
+                     f"{'float64: ' + r['float64'] if r.get('float64') else ''} "
                      f"{r.get('reason') or ''}".rstrip())
     return "\n".join([*lines, "", *_ops(records)]) + "\n"
 

@@ -15,7 +15,8 @@ _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 ODD: dict[str, dict[str, Any]] = {
-    "blt": {
+    "blt": {  # patch lengths are given: finding them takes as many steps as the text says
+        "_inputs": {"patch_lengths": torch.tensor([[1, 2, 2, 1], [1, 1, 3, 1]])},
         "encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4], "patch_in_forward": True,
         **{part: {"num_key_value_heads": 4, "head_dim": 8} for part in ("patcher_config", "global_config")},
         "encoder_config": {"num_key_value_heads": 4, "head_dim": 8},
@@ -34,6 +35,7 @@ ODD: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 64, "mask_token_id": 3, "pad_token_id": 0},
     "esmc": {"num_key_value_heads": 4, "head_dim": 8},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "fsmt": {"_inputs": {"decoder_attention_mask": torch.ones(2, 6, dtype=torch.int64)}},
     "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 48},
     "gemma3n_text": {
         "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,

@@ -5,9 +5,9 @@ FILE gets one JSON line per architecture and is taken up where it ended; FILE.tx
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
-import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.zoo.names import architectures
 RARE = 5
 
 
-def examine(name: str, graphs: str) -> dict[str, Any]:
+def examine(name: str, graphs: str, dynamic: bool) -> dict[str, Any]:
     """The record of one architecture."""
     start = time.perf_counter()
     record: dict[str, Any] = {"built": False, "float64": None, "captured": False}
@@ -38,7 +38,7 @@ def examine(name: str, graphs: str) -> dict[str, Any]:
         record["idle"] = idle_experts(model, args, kwargs)
         record["float64"] = in_double(model, args, kwargs, want[0])
         start = time.perf_counter()
-        program = capture(model, args, kwargs)
+        program = capture(model, args, kwargs, dynamic=dynamic)
         record |= {"seconds": time.perf_counter() - start, "dynamic": bool(program.dims)}
         record["notes"] = list(program.call.notes)
         got = pytree.tree_leaves(program.call.unflatten(program.run(*flat_inputs(program, args, kwargs))))
@@ -143,20 +143,24 @@ def _ops(records: dict[str, dict[str, Any]]) -> list[str]:
             + (f"  {' '.join(where[op])}" if len(where[op]) <= RARE else "") for op in ordered]
 
 
-def main(file: str, graphs: str = "", *only: str) -> None:
+def main() -> None:
     """Examine what FILE lacks, then write the tables."""
-    path = Path(file)
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo.census", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--graphs", default="", metavar="FOLDER", help="print the NORMAL graphs there")
+    parser.add_argument("--static", action="store_true", help="capture with all sizes static")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures, again")
+    options = parser.parse_args()
+    done = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
     records = {record["name"]: record for record in done}
-    for name in only or architectures():
-        if name in records and not only:
-            continue
-        records[name] = record = {"name": name, **in_child(examine, name, graphs)}
-        with path.open("a") as out:
+    for name in options.only or (name for name in architectures() if name not in records):
+        found = in_child(examine, name, options.graphs, not options.static)
+        records[name] = record = {"name": name, **found}
+        with options.file.open("a") as out:
             out.write(json.dumps(record) + "\n")
         print(name, "captured" if record.get("captured") else record.get("reason"), flush=True)
-    Path(f"{file}.txt").write_text(tables(dict(sorted(records.items()))))
+    Path(f"{options.file}.txt").write_text(tables(dict(sorted(records.items()))))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

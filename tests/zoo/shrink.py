@@ -75,6 +75,8 @@ def _shrink(kind: type[PreTrainedConfig], odd: dict[str, Any]) -> Any:
         changes |= {key: value for key, value in (("num_key_value_heads", HEADS), ("head_dim", 4)) if key in changes}
     changes |= {key: value for key, value in odd.items() if key not in getattr(kind, "sub_configs", {})}
     changes = {key: value for key, value in changes.items() if not key.startswith("_")}
+    if "use_cache" in fields:  # not every head's forward hands on the argument
+        changes["use_cache"] = False
     if fields.get("tie_word_embeddings"):
         changes.setdefault("tie_word_embeddings", False)
     changes = {key: value for key, value in changes.items() if value is not ...}  # ... leaves the default

@@ -300,7 +300,7 @@ def _mm(graph: fx.Graph, params: dict[str, Any], node: fx.Node) -> None:
 
 
 def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any, weight: Any, bias: Any) -> None:
-    if weight.op == "call_function" and weight.target in (aten.t.default, aten.transpose.int):
+    if weight.op == "call_function" and _is_transpose(weight):
         source = weight.args[0]
         if source.op != "get_attr" or len(_shape(source) or ()) != 2:
             return
@@ -316,6 +316,13 @@ def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any
     node.replace_all_uses_with(linear)
     graph.erase_node(node)
     _merge_views(graph, linear)
+
+
+def _is_transpose(node: fx.Node) -> bool:
+    """Whether this transposes a matrix, in whatever spelling; ``W.T`` is a permute."""
+    if node.target is aten.permute.default:
+        return [dim % 2 for dim in node.args[1]] == [1, 0]
+    return node.target in (aten.t.default, aten.transpose.int)
 
 
 def _merge_views(graph: fx.Graph, linear: fx.Node) -> None:

@@ -153,8 +153,9 @@ def test_linears(bias: bool, rank: int) -> None:
     torch.testing.assert_close(after.run(x)[0], before.run(x)[0], rtol=1e-6, atol=1e-6)
 
 
-def test_transposed_parameter() -> None:
-    program = normalise(traced(lambda x, w: x @ w.t(), X, w=torch.randn(6, 8)))
+@pytest.mark.parametrize("turn", [torch.t, lambda w: w.T, lambda w: w.permute(-1, -2), lambda w: w.transpose(0, 1)])
+def test_transposed_parameter(turn: Callable[[Tensor], Tensor]) -> None:
+    program = normalise(traced(lambda x, w: x @ turn(w), X, w=torch.randn(6, 8)))
     assert body(program) == ["%matmul = linear(%x, w)"]
 
 

@@ -319,10 +319,10 @@ def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any
 
 
 def _is_transpose(node: fx.Node) -> bool:
-    """Whether this transposes a matrix, in whatever spelling; ``W.T`` is a permute."""
+    """Whether this transposes a matrix, in whatever spelling; torch.export makes a permute of ``W.T``."""
     if node.target is aten.permute.default:
         return [dim % 2 for dim in node.args[1]] == [1, 0]
-    return node.target in (aten.t.default, aten.transpose.int)
+    return node.target in (aten.t.default, aten.transpose.int, aten.numpy_T.default)
 
 
 def _merge_views(graph: fx.Graph, linear: fx.Node) -> None:

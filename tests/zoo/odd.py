@@ -61,7 +61,7 @@ ODD: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 16},
     "longcat_flash": {"zero_expert_num": 2},
     "mpnet": {"relative_attention_num_buckets": ...},
-    "muse_spark_text": {"moe_hidden_size": 16},
+    "muse_spark_text": {"moe_hidden_size": 16, "num_experts_per_tok": 3},
     "musicgen": {"_part": "decoder", "decoder": {"num_codebooks": 2, "audio_channels": 1}},
     "musicgen_melody": {"_part": "decoder", "decoder": {"num_codebooks": 2, "audio_channels": 1}},
     "nemotron": {"num_key_value_heads": 2},

@@ -74,7 +74,7 @@ ODD: dict[str, dict[str, Any]] = {
     "reformer": {"_inputs": {"attention_mask": None}, "is_decoder": True, "attn_layers": ["local", "lsh"],
                  "attention_head_size": 8, "num_buckets": 2,
                  "axial_pos_shape": [4, 2], "axial_pos_embds_dim": [16, 16], "feed_forward_size": 48, "hash_seed": 0,
-                 "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "max_position_embeddings": 8},
+                 "local_attn_chunk_length": 2, "lsh_attn_chunk_length": 2, "max_position_embeddings": 8},
     "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64, "pronunciation_embed_dim": 16,
                  "shape_embed_dim": 16},
     "squeezebert": {"embedding_size": 32},

@@ -77,6 +77,7 @@ ODD: dict[str, dict[str, Any]] = {
                  "local_attn_chunk_length": 2, "lsh_attn_chunk_length": 2, "max_position_embeddings": 8},
     "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64, "pronunciation_embed_dim": 16,
                  "shape_embed_dim": 16},
+    "solar_open": {"_seed": 3},  # so that all experts are used
     "squeezebert": {"embedding_size": 32},
     "udop": {"_inputs": {"bbox": torch.arange(48).reshape(2, 6, 4) / 50.0}},
     "xmod": {"default_language": "en_XX"},

@@ -39,7 +39,7 @@ def capture_module(
     """
     signature = forward_signature(model)
     given = signature.bind(*args, **kwargs).arguments
-    args, kwargs = canonical(signature, args, kwargs)
+    args, kwargs = canonical(signature, args, kwargs, len(args))
     if shapes is not None:
         shapes = align_shapes(signature, given, args, kwargs, shapes)
         exported = trace(model, args, kwargs, shapes, strict=strict, owner=model)

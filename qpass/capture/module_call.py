@@ -50,7 +50,7 @@ class ModuleCall(CallConvention):
             args, kwargs = (), self._encoder_arguments(self.bind(args, kwargs))
         else:
             self.bind(args, kwargs)
-            args, kwargs = canonical(self.signature, args, kwargs)
+            args, kwargs = canonical(self.signature, args, kwargs, self.in_spec.child(0).num_children)
         values, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.in_spec:
             raise self._structure_error(args, kwargs)
@@ -109,15 +109,34 @@ class ModuleCall(CallConvention):
         return InputError("The arguments have another structure than the example inputs", fix=fix)
 
 
-def canonical(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
-    """One spelling for all ways to write the same call: by position where possible, plain defaults filled in."""
+def canonical(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], positional: int
+) -> tuple[tuple, dict]:
+    """One spelling for all ways to write the same call: the first ``positional`` by position, plain defaults filled in.
+
+    What the example call names stays named: a decorator around forward, as transformers has them, may add an argument
+    by name that it finds missing there.
+    """
     bound = signature.bind(*args, **kwargs)
     for name, parameter in signature.parameters.items():
         if name not in bound.arguments and isinstance(parameter.default, _PLAIN):
             bound.arguments[name] = parameter.default
-    order = [name for name in signature.parameters if name in bound.arguments]
-    bound.arguments = {name: bound.arguments[name] for name in order}
-    return bound.args, bound.kwargs
+    by_position: list[Any] = []
+    by_name: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name not in bound.arguments:
+            positional = 0  # none can follow
+            continue
+        value = bound.arguments[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            by_position += value
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            by_name |= value
+        elif parameter.kind is parameter.POSITIONAL_ONLY or len(by_position) < positional:
+            by_position.append(value)
+        else:
+            by_name[name] = value
+    return tuple(by_position), by_name
 
 
 def by_parameter(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def normalise_graph(graph: fx.Graph) -> None:
         _respell_view(node)
         _respell_square(node)
         _respell_softmax(node)
+        _respell_filled(node)
         _drop_defaults(node)
         same = _same_as(node)
         if same is not None:
@@ -105,6 +106,24 @@ def _respell_softmax(node: fx.Node) -> None:
     """``softmax(x, dim, dtype)`` in the dtype that x has -> ``softmax(x, dim)``."""
     if node.target is aten.softmax.int and len(node.args) == 3 and node.args[2] == node.args[0].meta["val"].dtype:
         node.args = node.args[:2]
+
+
+def _respell_filled(node: fx.Node) -> None:
+    """``slice_scatter`` of pieces, one after another, that cover all of a tensor -> ``cat`` of the pieces."""
+    pieces: dict[int, tuple[int, Any]] = {}
+    at: Any = node
+    while isinstance(at, fx.Node) and at.target is aten.slice_scatter.default and at.args[2:3] == node.args[2:3]:
+        size = (_shape(at) or ())[at.args[2] if len(at.args) > 2 else 0]
+        start, end, step = (*at.args[3:], *(None, None, 1)[len(at.args[3:]):])
+        if not all(isinstance(bound, int) for bound in (size, start or 0, end or 0, step)) or step != 1:
+            return
+        start, end, _ = slice(start, end).indices(size)
+        pieces[start] = (end, at.args[1])
+        ends = [0, *(pieces[first][0] for first in sorted(pieces))]
+        if sorted(pieces) == ends[:-1] and ends[-1] == size:
+            node.target, node.args = aten.cat.default, ([pieces[first][1] for first in sorted(pieces)], *node.args[2:3])
+            return
+        at = at.args[0]
 
 
 def _drop_defaults(node: fx.Node) -> None:
@@ -164,6 +183,9 @@ def _same_as(node: fx.Node) -> Any:
         return first
     if node.target is aten._to_copy.default and "memory_format" not in node.kwargs:
         return first if first.meta["val"].dtype == node.meta["val"].dtype and _same_device(first, node) else None
+    if node.target is aten.copy.default:
+        source = node.args[1]
+        return _if_same_type(source, node) if _same_device(source, node) else None
     if node.target is aten.dropout.default and not node.args[2]:
         return first
     if node.target in (aten.mul.Tensor, aten.mul.Scalar) and _is_number(node.args[1], 1):
@@ -278,7 +300,7 @@ def _mm(graph: fx.Graph, params: dict[str, Any], node: fx.Node) -> None:
 
 
 def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any, weight: Any, bias: Any) -> None:
-    if weight.op == "call_function" and weight.target in (aten.t.default, aten.transpose.int):
+    if weight.op == "call_function" and _is_transpose(weight):
         source = weight.args[0]
         if source.op != "get_attr" or len(_shape(source) or ()) != 2:
             return
@@ -294,6 +316,13 @@ def _to_linear(graph: fx.Graph, params: dict[str, Any], node: fx.Node, *, x: Any
     node.replace_all_uses_with(linear)
     graph.erase_node(node)
     _merge_views(graph, linear)
+
+
+def _is_transpose(node: fx.Node) -> bool:
+    """Whether this transposes a matrix, in whatever spelling; torch.export makes a permute of ``W.T``."""
+    if node.target is aten.permute.default:
+        return [dim % 2 for dim in node.args[1]] == [1, 0]
+    return node.target in (aten.t.default, aten.transpose.int, aten.numpy_T.default)
 
 
 def _merge_views(graph: fx.Graph, linear: fx.Node) -> None:

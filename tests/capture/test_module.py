@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,37 @@ def test_arguments_in_any_spelling() -> None:
     assert torch.equal(rebuilt(double=True, batch={"extra": extra}, scale=scale, x=x), want)
     flat = found.call.flatten((x,), {"batch": {"extra": extra}, "scale": scale, "double": True})
     assert [t.data_ptr() for t in flat] == [t.data_ptr() for t in (x, *extra, scale)]
+
+
+class Decorated(nn.Module):
+    """Its forward adds an argument by name that it does not find there, as the decorators of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def add(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            kwargs["double"] = kwargs.get("double") is not False
+            return forward(self, *args, **kwargs)
+
+        return wrapped
+
+    @add
+    def forward(self, x: Tensor, scale: Tensor | None = None, double: bool | None = None) -> Tensor:
+        y = self.linear(x) if scale is None else self.linear(x) * scale
+        return 2 * y if double else y
+
+
+@pytest.mark.parametrize("double", [None, False])
+def test_what_is_named_stays_named(double: bool | None) -> None:
+    model = Decorated().eval()
+    rebuilt, _ = float_copy(model, (torch.randn(3, 4),), {} if double is None else {"double": False})
+    x, call = torch.randn(5, 4), {} if double is None else {"double": False}
+    assert torch.equal(rebuilt(x, **call), model(x, **call)) and torch.equal(rebuilt(x=x, **call), model(x, **call))
+    rebuilt, _ = float_copy(model, (), {"x": torch.randn(3, 4), "scale": torch.ones(3), **call})
+    assert torch.equal(rebuilt(x, torch.ones(3), **call), model(x, **call))
 
 
 @pytest.mark.parametrize(

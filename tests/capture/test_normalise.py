@@ -91,6 +91,27 @@ def test_one_spelling(function: Callable[[Tensor], Tensor], spelled: str) -> Non
     assert normalised(function, X)[-1].split(" = ")[1] == spelled
 
 
+def filled(x: Tensor, *pieces: tuple[int, int], step: int = 1) -> Tensor:
+    """What functionalisation makes of ``y = x.new_empty(..); y[..., a:b] = x[..., a:b] + 1``, piece by piece."""
+    y = torch.zeros_like(x)
+    for start, end in pieces:
+        part = aten.slice.Tensor(x, -1, start, end, step) + 1
+        y = aten.slice_scatter(y, aten.copy(aten.slice.Tensor(y, -1, start, end, step), part), 2, start, end, step)
+    return y
+
+
+@pytest.mark.parametrize("pieces", [[(0, 5), (5, 2**63 - 1)], [(5, 8), (0, 2), (2, 5)]])
+def test_pieces_that_fill_a_tensor_are_a_cat(pieces: list[tuple[int, int]]) -> None:
+    lines = normalised(lambda x: filled(x, *pieces), X)
+    assert lines[-1].endswith("], -1)") and " = cat([" in lines[-1] and "scatter(" not in "".join(lines)
+    assert lines[-1].count("%add") == len(pieces) and "zeros" not in "".join(lines)
+
+
+def test_pieces_that_leave_a_gap_or_overlap_stay() -> None:
+    for pieces, step in (([(0, 5)], 1), ([(0, 5), (6, 8)], 1), ([(0, 5), (4, 8)], 1), ([(0, 8)], 2)):
+        assert "= cat(" not in "".join(normalised(lambda x, p=pieces, s=step: filled(x, *p, step=s), X))
+
+
 def test_what_changes_the_result_stays() -> None:
     assert normalised(lambda x: x * 1, X.to(torch.int64)) == []
     assert normalised(lambda x: x + 0.0, X) == ["%add = add(%x, 0.0)"]  # -0.0 + 0.0 is 0.0
@@ -132,8 +153,9 @@ def test_linears(bias: bool, rank: int) -> None:
     torch.testing.assert_close(after.run(x)[0], before.run(x)[0], rtol=1e-6, atol=1e-6)
 
 
-def test_transposed_parameter() -> None:
-    program = normalise(traced(lambda x, w: x @ w.t(), X, w=torch.randn(6, 8)))
+@pytest.mark.parametrize("turn", [torch.t, lambda w: w.T, lambda w: w.permute(-1, -2), lambda w: w.transpose(0, 1)])
+def test_transposed_parameter(turn: Callable[[Tensor], Tensor]) -> None:
+    program = normalise(traced(lambda x, w: x @ turn(w), X, w=torch.randn(6, 8)))
     assert body(program) == ["%matmul = linear(%x, w)"]
 
 

@@ -6,7 +6,7 @@
 namespace qpass_cpu {
 
 constexpr int64_t kBlockN = 32;    // output channels per packed block
-constexpr int64_t kPanelBlocks = 8;  // blocks whose decoded weights stay in L2 while activations stream by
+constexpr int64_t kPanelBlocks = 8;  // blocks whose weights stay in L2 while activations stream by
 constexpr int64_t kPanelBytes = 1280 * 1024;
 
 enum OutType : int { kOutFloat = 0, kOutBFloat16 = 1, kOutHalf = 2 };

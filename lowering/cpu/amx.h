@@ -159,8 +159,8 @@ QPASS_INLINE void store_tiles(void* c) {
   }
 }
 
-// Steps of k that stay in the tiles: 32 rows and the blocks of a panel are then about half of L2. Sums of a longer k are
-// stored and loaded again, which costs as much as two steps.
+// Steps of k that are summed in the tiles at a time: 32 rows of them are 384 KiB of L2, beside the weights. Sums of a
+// longer k are stored and loaded again, which costs as much as two steps.
 constexpr int64_t kMaxSteps = 192;
 
 struct alignas(64) PanelSums {

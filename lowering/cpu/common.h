@@ -67,7 +67,7 @@ void weight_rows_fp32(const WeightArgs& a, const Range& r);
 void weight_rows_bf16(const WeightArgs& a, const Range& r);
 // At most 32 rows, weights decoded to exact integers in L1; int4 needs group % 32 == 0.
 void weight_small_amx(const WeightArgs& a, const Range& r);
-// Any number of rows, weights decoded once per panel to (rounded) bfloat16.
+// Any number of rows, weights decoded to (rounded) bfloat16: once, with AMX once for some hundred rows.
 void weight_panel_fp32(const WeightArgs& a, const Range& r);
 void weight_panel_bf16(const WeightArgs& a, const Range& r);
 void weight_panel_amx(const WeightArgs& a, const Range& r);

@@ -40,7 +40,8 @@ void add_part(Fetch fetch, const char* x, const char* w, int64_t steps, bool fre
                   : resume_block<Bf16Tiles, Apart, kTwo, kStream>(x, w, steps, fresh, sums, shadow);
 }
 
-// Rows r.m0 to r.m1 with the blocks of r, in steps step0 to step1 of k. Sums are kept where k has other slabs.
+// Rows r.m0 to r.m1 with the blocks of r, in steps step0 to step1 of k. Sums of every block are kept where k has other
+// slabs.
 struct Slab {
   const WeightArgs& a;
   Range r;

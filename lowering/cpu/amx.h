@@ -55,23 +55,86 @@ QPASS_INLINE void zero_tiles() {
   }
 }
 
+// How the tiles of a step arrive. Which of kStream and kAhead is faster depends on what else runs on the core: see Tempo.
+enum Fetch {
+  kPlain,   // as is
+  kStream,  // past L1: loads that allocate there run at two thirds of the speed
+  kAhead,   // the next step is prefetched into L1, which hides what a busy hyperthread adds to every load
+  kCold,    // weights nothing has read before are fetched well ahead
+};
+
+// A macro, as the number of a tile must be a literal.
+#define QPASS_LOAD_TILE(tile, p, stride)     \
+  do {                                       \
+    if (kFetch == kStream) {                 \
+      _tile_stream_loadd(tile, p, stride);   \
+    } else {                                 \
+      _tile_loadd(tile, p, stride);          \
+    }                                        \
+  } while (0)
+
+template <int kCount>
+QPASS_INLINE void prefetch_lines(const char* p) {
+#pragma GCC unroll 32
+  for (int i = 0; i < kCount; ++i) _mm_prefetch(p + i * 64, _MM_HINT_T0);
+}
+
+// Where the two weight tiles of a step are: rows of 64 bytes side by side, or one tile behind the other.
+struct Paired {
+  static constexpr int64_t kStride = 128, kRight = 64;
+};
+struct Apart {
+  static constexpr int64_t kStride = 64, kRight = 1024;
+};
+
 // One step covers 64 bytes of each activation row and 2 KiB of weights. Activations are packed into tiles: rows that
-// are a multiple of 4 KiB apart would all fall into one set of L1. Cold weights are fetched well ahead.
-template <class Tiles, bool kTwo, bool kCold>
-QPASS_INLINE void tile_steps(const char* x, const char* w, int64_t steps) {
-  for (int64_t s = 0; s < steps; ++s) {
-    if (kCold)
-      for (int i = 0; i < 2048; i += 64) _mm_prefetch(w + s * 2048 + 6144 + i, _MM_HINT_T0);
-    _tile_loadd(4, x + s * 2048, 64);
-    _tile_loadd(6, w + s * 2048, 128);
-    _tile_loadd(7, w + s * 2048 + 64, 128);
-    Tiles::top();
-    if (kTwo) {
-      _tile_loadd(5, x + s * 2048 + 1024, 64);
-      Tiles::bottom();
-    }
+// are a multiple of 4 KiB apart would all fall into one set of L1. Prefetches stand between the tile instructions so
+// that no load waits behind all of them.
+template <class Tiles, class Layout, bool kTwo, Fetch kFetch>
+QPASS_INLINE void tile_step(const char* x, const char* w) {
+  constexpr bool kNext = kFetch == kAhead;
+  if (kFetch == kCold) prefetch_lines<32>(w + 6144);
+  QPASS_LOAD_TILE(4, x, 64);
+  if (kNext) prefetch_lines<16>(x + 2048);
+  QPASS_LOAD_TILE(6, w, Layout::kStride);
+  if (kNext) prefetch_lines<16>(w + 2048);
+  QPASS_LOAD_TILE(7, w + Layout::kRight, Layout::kStride);
+  Tiles::top();
+  if (kNext) prefetch_lines<16>(w + 2048 + 1024);
+  if (kTwo) {
+    QPASS_LOAD_TILE(5, x + 1024, 64);
+    if (kNext) prefetch_lines<16>(x + 2048 + 1024);
+    Tiles::bottom();
   }
 }
+
+template <class Tiles, bool kTwo>
+QPASS_INLINE void tile_steps(const char* x, const char* w, int64_t steps) {
+  for (int64_t s = 0; s < steps; ++s) tile_step<Tiles, Paired, kTwo, kPlain>(x + s * 2048, w + s * 2048);
+}
+
+// Chooses between kStream and kAhead by timing both. A core that is alone is a third faster with kStream; beside a
+// busy hyperthread, which halves L1 and delays every load, kAhead was up to twice as fast. Results are the same bits.
+class Tempo {
+ public:
+  QPASS_INLINE_MEMBER Fetch choose() {
+    bool ahead = ticks_[1] < ticks_[0];
+    if (calls_++ % kAgain == 0) ahead = !ahead;
+    begin_ = __rdtsc();
+    return ahead ? kAhead : kStream;
+  }
+  QPASS_INLINE_MEMBER void done(Fetch fetch, int64_t steps) {
+    double now = static_cast<double>(__rdtsc() - begin_) / steps;
+    double& known = ticks_[fetch == kAhead];
+    known = known == 0 ? now : (known + now) / 2;
+  }
+
+ private:
+  static constexpr unsigned kAgain = 33;  // how often the other one gets a turn
+  unsigned calls_ = 0;
+  uint64_t begin_ = 0;
+  double ticks_[2] = {0, 0};
+};
 
 template <bool kTwo>
 QPASS_INLINE void load_tiles(const void* c) {
@@ -96,50 +159,27 @@ QPASS_INLINE void store_tiles(void* c) {
   }
 }
 
-// Steps of k after which the next block takes over, so that its activations are still in L1: 32 rows of 512 bytes.
-constexpr int64_t kStepsInL1 = 8;
+// Steps of k that are summed in the tiles at a time: 32 rows of them are 384 KiB of L2, beside the weights. Sums of a
+// longer k are stored and loaded again, which costs as much as two steps.
+constexpr int64_t kMaxSteps = 192;
 
 struct alignas(64) PanelSums {
   char block[kPanelBlocks][4096];
 };
 
-// Weights of up to kPanelBlocks blocks, `full` steps each, and for a ragged k one more step from `tails`.
-struct Panel {
-  const char* weights;
-  int64_t stride;
-  int64_t full;
-  const char* tails;  // [kPanelBlocks][2048] or null
-  int64_t count;
+// Called after each step, for work that runs in the shadow of the tile instructions.
+struct Nothing {
+  QPASS_INLINE_MEMBER void operator()() const {}
 };
 
-template <class Tiles, bool kTwo, bool kCold>
-QPASS_INLINE void resume_block(const char* x, const char* w, int64_t steps, bool fresh, char* sums) {
+template <class Tiles, class Layout, bool kTwo, Fetch kFetch, class Between>
+QPASS_INLINE void resume_block(const char* x, const char* w, int64_t steps, bool fresh, char* sums, Between& between) {
   fresh ? zero_tiles<kTwo>() : load_tiles<kTwo>(sums);
-  tile_steps<Tiles, kTwo, kCold>(x, w, steps);
-  store_tiles<kTwo>(sums);
-}
-
-// Sums of one block of rows with every block of the panel. `chunk` is the number of steps per block and turn.
-template <class Tiles, bool kTwo, bool kCold>
-static void panel_sums(const Panel& p, const char* x, int64_t chunk, PanelSums& sums) {
-  for (int64_t step = 0; step < p.full; step += chunk) {
-    int64_t steps = min64(chunk, p.full - step);
-    for (int64_t i = 0; i < p.count; ++i)
-      resume_block<Tiles, kTwo, kCold>(x + step * 2048, p.weights + i * p.stride + step * 2048, steps, step == 0,
-                                       sums.block[i]);
+  for (int64_t s = 0; s < steps; ++s) {
+    tile_step<Tiles, Layout, kTwo, kFetch>(x + s * 2048, w + s * 2048);
+    between();
   }
-  for (int64_t i = 0; p.tails && i < p.count; ++i)
-    resume_block<Tiles, kTwo, false>(x + p.full * 2048, p.tails + i * 2048, 1, p.full == 0, sums.block[i]);
-}
-
-// `first`: nothing has read these weights before. Only then is the order of memory worth more than L1.
-template <class Tiles>
-static void any_panel_sums(const Panel& p, const char* x, int64_t rows, bool first, bool last, PanelSums& sums) {
-  const int64_t chunk = first && last ? p.full : kStepsInL1;
-  if (rows > 16)
-    first ? panel_sums<Tiles, true, true>(p, x, chunk, sums) : panel_sums<Tiles, true, false>(p, x, chunk, sums);
-  else
-    first ? panel_sums<Tiles, false, true>(p, x, chunk, sums) : panel_sums<Tiles, false, false>(p, x, chunk, sums);
+  store_tiles<kTwo>(sums);
 }
 
 }  // namespace qpass_cpu

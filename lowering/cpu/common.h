@@ -6,7 +6,7 @@
 namespace qpass_cpu {
 
 constexpr int64_t kBlockN = 32;    // output channels per packed block
-constexpr int64_t kPanelBlocks = 8;  // blocks whose decoded weights stay in L2 while activations stream by
+constexpr int64_t kPanelBlocks = 8;  // blocks whose weights stay in L2 while activations stream by
 constexpr int64_t kPanelBytes = 1280 * 1024;
 
 enum OutType : int { kOutFloat = 0, kOutBFloat16 = 1, kOutHalf = 2 };
@@ -67,7 +67,7 @@ void weight_rows_fp32(const WeightArgs& a, const Range& r);
 void weight_rows_bf16(const WeightArgs& a, const Range& r);
 // At most 32 rows, weights decoded to exact integers in L1; int4 needs group % 32 == 0.
 void weight_small_amx(const WeightArgs& a, const Range& r);
-// Any number of rows, weights decoded once per panel to (rounded) bfloat16.
+// Any number of rows, weights decoded to (rounded) bfloat16: once, with AMX once for some hundred rows.
 void weight_panel_fp32(const WeightArgs& a, const Range& r);
 void weight_panel_bf16(const WeightArgs& a, const Range& r);
 void weight_panel_amx(const WeightArgs& a, const Range& r);

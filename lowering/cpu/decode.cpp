@@ -10,12 +10,6 @@
 namespace qpass_cpu {
 namespace {
 
-QPASS_INLINE __m512i scaled_pair(__m512i codes, int t, __m512 table, __m512 scale, __m512 shift) {
-  __m512 even = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * t), table);
-  __m512 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * t + 16), table);
-  return rounded_pair(_mm512_fmadd_ps(even, scale, shift), _mm512_fmadd_ps(odd, scale, shift));
-}
-
 QPASS_INLINE void int8_chunk(const uint8_t* w, uint16_t* dst) {
   for (int h = 0; h < 2; ++h) {
     __m512i v = _mm512_loadu_si512(w + h * 64);

@@ -34,4 +34,11 @@ QPASS_INLINE __m512i rounded_pair(__m512 even, __m512 odd) {
   return _mm512_ternarylogic_epi32(_mm512_set1_epi32(-65536), hi, lo, 0xea);  // (mask & hi) | lo
 }
 
+// Two consecutive k of 16 channels: nibbles t and t + 4 of their lanes, scaled.
+QPASS_INLINE __m512i scaled_pair(__m512i codes, int t, __m512 table, __m512 scale, __m512 shift) {
+  __m512 even = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * t), table);
+  __m512 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * t + 16), table);
+  return rounded_pair(_mm512_fmadd_ps(even, scale, shift), _mm512_fmadd_ps(odd, scale, shift));
+}
+
 }  // namespace qpass_cpu

@@ -32,7 +32,7 @@ template <bool kTwo>
 void stretch(const WeightArgs& a, int64_t k0, int64_t steps, Buffers& b, bool fresh) {
   const char* x = reinterpret_cast<const char*>(a.x + k0 * 32);
   if (fresh) zero_tiles<kTwo>();
-  tile_steps<Bf16Tiles, kTwo, false>(x, reinterpret_cast<const char*>(b.weights), steps);
+  tile_steps<Bf16Tiles, kTwo>(x, reinterpret_cast<const char*>(b.weights), steps);
 }
 
 // Tiles keep summing across the stretches of one group.

@@ -38,6 +38,7 @@ CHOOSE = torch.ops.torchao.choose_qparams_affine.default
 QUANTIZE = torch.ops.torchao.quantize_affine.default
 DEQUANTIZE = torch.ops.torchao.dequantize_affine.default
 EPSILON = 1e-12  # scale of a row of zeros
+_AT_ONCE = 1 << 21  # weights widened to float32 at a time: a large head and its temporaries would be a GiB
 
 
 def mapping(fmt: Format) -> str:
@@ -57,6 +58,24 @@ def padding(fmt: Format, width: int) -> int:
 
 def choose(w_NK: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Scale and zero point of round-to-nearest: [N, G] each, of ``fmt.scale_dtype`` and int32."""
+    scales, zeros = zip(*(_choose(rows, fmt) for rows in w_NK.split(_rows_at_once(w_NK))))
+    return torch.cat(scales), torch.cat(zeros)
+
+
+def quantize(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, fmt: Format) -> Tensor:
+    """Codes [N, K] of ``fmt.code_dtype``."""
+    step = _rows_at_once(w_NK)
+    codes = torch.empty(w_NK.shape, dtype=fmt.code_dtype, device=w_NK.device)
+    for rows, scale, zero, out in zip(*(tensor.split(step) for tensor in (w_NK, scale_NG, zero_NG, codes))):
+        out.copy_(_quantize(rows, scale, zero, fmt))
+    return codes
+
+
+def _rows_at_once(w_NK: Tensor) -> int:
+    return max(1, _AT_ONCE // w_NK.shape[1])
+
+
+def _choose(w_NK: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     padded = _pad(w_NK.float(), fmt)
     least, most = fmt.range
     scale, zero = CHOOSE(padded, mapping(fmt), block(fmt, padded.shape[1]), fmt.code_dtype, least, most, EPSILON,
@@ -65,12 +84,11 @@ def choose(w_NK: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     return scale.view(shape), zero.view(shape)
 
 
-def quantize(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, fmt: Format) -> Tensor:
-    """Codes [N, K] of ``fmt.code_dtype``."""
+def _quantize(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, fmt: Format) -> Tensor:
     padded = _pad(w_NK.float(), fmt)
     least, most = fmt.range
     codes = QUANTIZE(padded, block(fmt, padded.shape[1]), scale_NG.float(), zero_NG, fmt.code_dtype, least, most)
-    return codes[:, : w_NK.shape[1]].contiguous()
+    return codes[:, : w_NK.shape[1]]
 
 
 def dequantize(codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, fmt: Format, dtype: torch.dtype) -> Tensor:

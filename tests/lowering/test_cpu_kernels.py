@@ -160,6 +160,18 @@ def test_int4_groups(isa, group, zero):
             check_int4(m, n, k, group, zero, torch.float32, torch.float32)
 
 
+# Several passes over rows, several slabs and parts of k, a last block of channels that is partly padding, odd rows.
+LARGE = [(257, 70, 2100), (161, 33, 6330), (1060, 32, 12300)]  # M, N, K
+
+
+@needs_kernels
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("group", [24, 128, 100000])
+@pytest.mark.parametrize("m,n,k", LARGE)
+def test_int4_large(isa, m, n, k, group, zero):
+    check_int4(m, n, k, group, zero, torch.bfloat16, torch.bfloat16)
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("x_dtype", DTYPES)
@@ -172,9 +184,27 @@ def test_int4_dtypes(isa, dtype, x_dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n,k", SHAPES)
 def test_int8_weight_only(isa, n, k, dtype):
+    check_int8_weight(ROWS, n, k, dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("m,n,k", LARGE)
+def test_int8_weight_only_large(isa, m, n, k):
+    check_int8_weight([m], n, k, torch.bfloat16)
+
+
+@needs_kernels
+@pytest.mark.parametrize("m,n,k", LARGE)
+def test_int8_large(isa, m, n, k):
+    case = Int8Case(m, n, k)
+    got = case.run(torch.float32, x_scale=torch.ones(m, 1), scale=torch.ones(n), bias=None)
+    assert torch.equal(got, case.integers().float())
+
+
+def check_int8_weight(rows: list[int], n: int, k: int, dtype: torch.dtype) -> None:
     codes, scale, bias = torch.randint(-128, 128, (n, k), dtype=torch.int8), torch.rand(n) / k, torch.randn(n)
     packed = kernels.pack_int8_weight(codes)
-    for m in ROWS:
+    for m in rows:
         x = torch.randn(m, k).to(dtype)
         exact = x.bfloat16().double() @ codes.double().t() * scale.double()
         terms = x.bfloat16().double().abs() @ codes.double().abs().t() * scale.double()

@@ -35,6 +35,17 @@ def test_a_short_last_group_is_quantized_as_if_it_were_alone(text):
     assert torch.equal(affine.quantize(w, *whole, fmt)[:, 64:], affine.quantize(w[:, 64:], *tail, fmt))
 
 
+@pytest.mark.parametrize("text", FORMATS)
+def test_rows_taken_a_few_at_a_time_give_the_same(text, monkeypatch):
+    fmt = Format.parse(text)
+    w = torch.randn(11, 70)
+    whole = affine.choose(w, fmt)
+    codes = affine.quantize(w, *whole, fmt)
+    monkeypatch.setattr(affine, "_AT_ONCE", 4 * 70)
+    assert all(torch.equal(one, two) for one, two in zip(affine.choose(w, fmt), whole))
+    assert torch.equal(affine.quantize(w, *whole, fmt), codes)
+
+
 def test_zero_rows_stay_zero():
     for text in FORMATS:
         fmt = Format.parse(text)

@@ -133,7 +133,7 @@ class System:
         """
         labels = torch.broadcast_tensors(*(self.value(label) for _, label in terms))
         shape = labels[0].shape
-        small = narrowed(*labels)
+        small = [narrowed(labels[0])] if len(labels) == 1 else narrowed(*labels)
         stack = np.stack([label.reshape(-1).numpy() for label in small], 1)
         unique, back = np.unique(stack, axis=0, return_inverse=True)
         weights = np.array([coefficient for coefficient, _ in terms])

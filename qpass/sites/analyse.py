@@ -56,6 +56,8 @@ class _Gathered:
             at = tuple(slice(None) if d in dims else 0 for d in range(labels.dim()))
             self._add(State(name, dims, _NONE), dims, labels[at])
         self.group = self._groups()
+        self.local = np.full(solution.size, -1, np.int64)
+        self._shifts()
 
     def _add(self, what: object, dims: tuple[int, ...], labels: Tensor) -> None:
         index, power = self.solution.resolve(labels)
@@ -89,46 +91,62 @@ class _Gathered:
         return describe(sorted(made, key=lambda site: order[id(site)]))
 
     def _site(self, group: int, numbers: list[int]) -> Site:
-        local = np.full(self.solution.size + 1, -1, np.int64)
-        self._number(local, group, numbers)
+        size = self._number(group, numbers)
         axes, smooths, states = [], [], []
         for number in numbers:
             what, dims, index, power = self.items[number]
-            powers = _local(local, index, power)
+            powers = self._own(group, index, power)
             if isinstance(what, Part):
                 axes += [_axis(what, dims, half) for half in _halves(powers)]
             elif isinstance(what, Smooth):
                 smooths.append(replace(what, powers=powers))
             elif isinstance(what, State):
                 states.append(replace(what, powers=powers))
-        size = int(local.max()) + 1
         site = _turned(Site("", "", size, tuple(axes), tuple(smooths), tuple(states)))
-        free = np.flatnonzero(local[:-1] >= 0)
-        return replace(site, **_shift(self.walk, self.solution, free))  # type: ignore[arg-type]
+        refused = self.unshiftable.get(group)
+        return replace(site, unshiftable=refused, missing_bias=() if refused else tuple(self.biasless[group]))
 
-    def _number(self, local: np.ndarray, group: int, numbers: list[int]) -> None:
+    def _number(self, group: int, numbers: list[int]) -> int:
         """Factors are numbered by channel of the first weight column that they touch, else of the first thing."""
         columns = [n for n in numbers if isinstance(self.items[n][0], Part) and self.items[n][0].role == "column"]  # type: ignore[attr-defined]
         count = 0
         for number in (columns or numbers)[:1] + numbers:
             flat = self.items[number][2].reshape(-1).numpy()
             flat = flat[(flat >= 0)]
-            flat = flat[(self.group[flat] == group) & (local[flat] < 0)]
+            flat = flat[(self.group[flat] == group) & (self.local[flat] < 0)]
             unique, first = np.unique(flat, return_index=True)
             unique = unique[np.argsort(first)]
-            local[unique] = np.arange(count, count + len(unique))
+            self.local[unique] = np.arange(count, count + len(unique))
             count += len(unique)
+        return count
+
+    def _own(self, group: int, index: Tensor, power: Tensor) -> Powers:
+        """The part of an index that belongs to one site, by the site's own numbers; terms that are empty go."""
+        which = index.numpy()
+        mine = torch.from_numpy(np.where((which >= 0) & (self.group[which] == group), self.local[which], -1))
+        live = (mine >= 0).reshape(len(mine), -1).any(1)
+        return Powers(mine[live], torch.where(mine >= 0, power, 0.0)[live])
+
+    def _shifts(self) -> None:
+        """By group: why no shift may move there, and which ops would need a bias for it."""
+        self.unshiftable: dict[int, str] = {}
+        self.biasless: dict[int, dict[str, None]] = defaultdict(dict)
+        for labels, why in self.walk.shifts.refused:
+            for group in self._touched(labels):
+                self.unshiftable.setdefault(group, why)
+        for labels, node in self.walk.shifts.biasless:
+            for group in self._touched(labels):
+                self.biasless[group][node] = None
+
+    def _touched(self, labels: Tensor) -> list[int]:
+        """The groups whose factors some labels hold."""
+        flat = np.abs(labels.numpy())
+        index = self.solution.index[np.where(flat >= 2**61, 0, flat)]
+        found: list[int] = np.unique(self.group[index[index >= 0]]).tolist()
+        return found
 
 
 _NONE = Powers(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.float64))
-
-
-def _local(local: np.ndarray, index: Tensor, power: Tensor) -> Powers:
-    """The part of an index that belongs to one site, by the site's own numbers; terms that are empty go."""
-    mine = torch.from_numpy(local[index.numpy()])
-    live = (mine >= 0).reshape(len(mine), -1).any(1)
-    mine, power = mine[live], torch.where(mine >= 0, power, 0.0)[live]
-    return Powers(mine, power)
 
 
 def _halves(powers: Powers) -> list[Powers]:
@@ -162,21 +180,6 @@ def _turned(site: Site) -> Site:
     return replace(site, axes=tuple(replace(axis, powers=turn(axis.powers)) for axis in site.axes),
                    smooths=tuple(replace(item, powers=turn(item.powers)) for item in site.smooths),
                    states=tuple(replace(item, powers=turn(item.powers)) for item in site.states))  # fmt: skip
-
-
-def _shift(walk: Walk, solution: Solution, free: np.ndarray) -> dict[str, object]:
-    """Whether a shift may move where a scale does, and which ops would need a bias for it."""
-    mine = np.zeros(solution.size + 1, bool)
-    mine[free] = True
-
-    def touches(labels: Tensor) -> bool:
-        flat = np.abs(labels.numpy())
-        index = solution.index[np.where(flat >= 2**61, 0, flat)]
-        return bool(mine[index].any())
-
-    refused = next((why for labels, why in walk.shifts.refused if touches(labels)), None)
-    missing = [] if refused else [node for labels, node in walk.shifts.biasless if touches(labels)]
-    return {"unshiftable": refused, "missing_bias": tuple(dict.fromkeys(missing))}
 
 
 def _refused(walk: Walk, solution: Solution) -> dict[str, str]:

@@ -7,19 +7,17 @@ of a tensor at once; the few equations with three labels, or with a coefficient 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qpass.sites.elimination import Array, collected, eliminate
+
 NEUTRAL = -(2**62)
-_PRODUCT = "a product that must not change"
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class System:
         self.parent: Array = np.zeros(1, np.int64)  # signed: unknown i equals sign(parent) times |parent|
         self.link: Array = np.zeros(1, np.int64)  # as parent, but never shortened: it remembers who met whom
         self.event: Array = np.full(1, -1, np.int64)
-        self.reasons: list[str] = []
-        self.rows: list[tuple[Array, Array, int]] = []  # labels [n, k], coefficients [k], preferred pivot column
+        self.reasons: list[tuple[str, Sequence[int]]] = []  # in words, and labels that explain it better
+        self.rows: list[tuple[Array, Array, int, str]] = []  # labels [n, k], coefficients [k], pivot column, why
         self.unions = 0
 
     def fresh(self, *shape: int) -> Tensor:
@@ -108,10 +106,10 @@ class System:
         """These must not change."""
         self.equal(labels, torch.zeros((), dtype=torch.int64), why)
 
-    def _union(self, a: Array, b: Array, why: str) -> None:
+    def _union(self, a: Array, b: Array, why: str, because: Sequence[int] = ()) -> None:
         keep = (a != NEUTRAL) & (b != NEUTRAL) & (a != b)
         a, b = a[keep], b[keep]
-        self.reasons.append(why)
+        self.reasons.append((why, because))
         while a.size:
             a, b = self.find(a), self.find(b)
             differ = a != b
@@ -163,131 +161,67 @@ class System:
 
     def row(self, labels: Array, weights: Array, why: str, pivot: int = 0) -> None:
         """Σ_k weights[k] · labels[:, k] = 0, one equation a line. labels: [n, k]; weights: [k]."""
-        self.reasons.append(why)
-        self.rows.append((np.where(labels == NEUTRAL, 0, labels), weights, pivot))
+        self.rows.append((np.where(labels == NEUTRAL, 0, labels), weights, pivot, why))
 
-    def why(self, label: int) -> str:
-        """Why a label must not change: the reason that tied its class to zero."""
-        at, reason = abs(label), ""
+    def why(self, label: int, depth: int = 8) -> str:
+        """Why a label must not change: the reason that tied its class to zero, as far back as there is one."""
+        at, reason, because = abs(label), "", ()  # type: tuple[int, str, Sequence[int]]
         while at:
             event, at = int(self.event[at]), abs(int(self.link[at]))
             if event < 0:
                 return reason
-            reason = self.reasons[event]
-        return reason
+            reason, because = self.reasons[event]
+        deeper = (self.why(other, depth - 1) for other in because if depth and abs(other) != abs(label))
+        return next(filter(None, deeper), reason)
 
     def solve(self) -> Solution:
         """All exact re-scalings."""
-        rows = self._reduce()
+        pivots = eliminate(self._reduce())
         roots = self.find(np.arange(self.count))
-        pivots = _eliminate(rows)
         free = np.unique(np.abs(roots))
-        free = np.array([root for root in free if root and root not in pivots] if pivots else free[free > 0], np.int64)
+        free = free[(free > 0) & ~np.isin(free, pivots.label)]
         number = np.full(self.count, -1, np.int64)
         number[free] = np.arange(len(free))
-        width = max([1, *(len(terms) for terms in pivots.values())])
-        index, power = np.full((self.count, width), -1, np.int64), np.zeros((self.count, width))
+        index = np.full((self.count, max(1, pivots.other.shape[1])), -1, np.int64)
+        power = np.zeros(index.shape)
         index[:, 0] = number[np.abs(roots)]
         power[:, 0] = np.where(index[:, 0] >= 0, np.sign(roots), 0)
-        self._express(roots, pivots, number, index, power)
+        line = np.full(self.count, -1, np.int64)
+        line[pivots.label] = np.arange(len(pivots.label))
+        chosen = np.flatnonzero(line[np.abs(roots)] >= 0)
+        which = line[np.abs(roots[chosen])]
+        live = pivots.other[which] > 0
+        index[chosen] = np.where(live, number[pivots.other[which]], -1)
+        power[chosen] = np.where(live, pivots.weight[which] * np.sign(roots[chosen])[:, None], 0)
         return Solution(len(free), index, power)
 
-    @staticmethod
-    def _express(roots: Array, pivots: dict[int, dict[int, Fraction]], number: Array, index: Array,
-                 power: Array) -> None:  # fmt: skip
-        if not pivots:
-            return
-        chosen = np.isin(np.abs(roots), np.fromiter(pivots, np.int64, len(pivots)))
-        for at in chosen.nonzero()[0].tolist():
-            sign = 1 if roots[at] > 0 else -1
-            for term, (other, weight) in enumerate(pivots[abs(int(roots[at]))].items()):
-                index[at, term], power[at, term] = number[other], sign * float(weight)
-
-    def _reduce(self) -> list[tuple[dict[int, Fraction], int]]:
+    def _reduce(self) -> list[tuple[Array, Array, Array]]:
         """The equations over representatives; those with one label, or two of equal weight, become ties first."""
-        pending = [(labels, weights, pivot, reason) for reason, (labels, weights, pivot) in enumerate(self.rows)]
         while True:
             before = self.unions
-            left: list[tuple[dict[int, Fraction], int]] = []
-            seen: set[Any] = set()
-            for labels, weights, _, _ in pending:
+            left = []
+            for labels, weights, pivot, why in self.rows:
                 found = self.find(labels.reshape(-1)).reshape(labels.shape)
-                self._tie_rows(found, weights)
-            for labels, weights, pivot, _ in pending:
-                found = self.find(labels.reshape(-1)).reshape(labels.shape)
-                for line in np.unique(found, axis=0).tolist():
-                    terms = _collect(line, weights)
-                    key = tuple(sorted(terms.items()))
-                    if len(terms) > 1 and key not in seen:
-                        seen.add(key)
-                        left.append((terms, abs(line[pivot])))
-                    elif len(terms) == 1:
-                        self._union(np.array([next(iter(terms))]), np.zeros(1, np.int64), _PRODUCT)
+                unknown, weight = collected(found, weights)
+                count = (unknown > 0).sum(1)
+                self._close(labels[count == 1], unknown[count == 1], why)
+                self._tie(unknown[count == 2], weight[count == 2], why)
+                left.append((unknown[count > 1], weight[count > 1], np.abs(found[count > 1, pivot])))
             if before == self.unions:
-                return [(terms, pivot) for terms, pivot in left if len(terms) > 1]
+                return left
 
-    def _tie_rows(self, found: Array, weights: Array) -> None:
-        """Lines with just two labels of equal weight are ties."""
-        live = found != 0
-        two = live.sum(1) == 2
-        if not two.any():
-            return
-        lines = found[two]
-        order = np.argsort(lines == 0, axis=1, kind="stable")[:, :2]
-        rows = np.arange(len(lines))
-        a, b = lines[rows, order[:, 0]], lines[rows, order[:, 1]]
-        wa, wb = weights[order[:, 0]], weights[order[:, 1]]
-        tie = (np.abs(wa) == np.abs(wb)) & (np.abs(a) != np.abs(b))
-        self._union(a[tie], -b[tie] * np.sign(wa * wb).astype(np.int64)[tie], _PRODUCT)
+    def _close(self, labels: Array, unknown: Array, why: str) -> None:
+        """Lines with one label left: it is zero, because the others of its line are."""
+        if len(labels):
+            because = [label for label in labels[0].tolist() if label and not self.find(np.array([label]))[0]]
+            self._union(unknown.max(1), np.zeros(len(unknown), np.int64), why, because)
 
-
-def _collect(line: Sequence[int], weights: Array) -> dict[int, Fraction]:
-    terms: dict[int, Fraction] = defaultdict(Fraction)
-    for label, weight in zip(line, weights):
-        if label:
-            terms[abs(label)] += Fraction(float(weight)) * (1 if label > 0 else -1)
-    return {label: weight for label, weight in terms.items() if weight}
-
-
-def _eliminate(rows: list[tuple[dict[int, Fraction], int]]) -> dict[int, dict[int, Fraction]]:
-    """Sparse Gauss-Jordan: pivot unknown -> the free unknowns that express it.
-
-    A substitution touches only the lines that hold the pivot; nearly every line has an unknown of its own, and then
-    there is nothing to substitute.
-    """
-    uses: dict[int, set[int]] = defaultdict(set)
-    lines: list[dict[int, Fraction]] = [dict(terms) for terms, _ in rows]
-    for number, terms in enumerate(lines):
-        for label in terms:
-            uses[label].add(number)
-    pivots: dict[int, int] = {}
-    for number, (_, wanted) in enumerate(rows):
-        terms = lines[number]
-        if not terms:
-            continue
-        pivot = wanted if wanted in terms else min(terms, key=lambda label: (len(uses[label]), -label))
-        scale = -1 / terms[pivot]
-        for other in [other for other in uses[pivot] if other != number]:
-            _substitute(lines[other], terms, pivot, scale, uses, other)
-        pivots[pivot] = number
-    found = {}
-    for pivot, number in pivots.items():
-        terms = lines[number]
-        found[pivot] = {label: -weight / terms[pivot] for label, weight in terms.items() if label != pivot}
-    return found
-
-
-def _substitute(line: dict[int, Fraction], terms: dict[int, Fraction], pivot: int, scale: Fraction,
-                uses: dict[int, set[int]], number: int) -> None:  # fmt: skip
-    factor = line[pivot] * scale
-    for label, weight in terms.items():
-        total = line.get(label, Fraction(0)) + factor * weight
-        if total:
-            line[label] = total
-            uses[label].add(number)
-        else:
-            line.pop(label, None)
-            uses[label].discard(number)
+    def _tie(self, unknown: Array, weight: Array, why: str) -> None:
+        """Lines with two labels of equal weight are ties."""
+        order = np.argsort(unknown == 0, axis=1, kind="stable")[:, :2]
+        pair, by = np.take_along_axis(unknown, order, 1), np.take_along_axis(weight, order, 1)
+        equal = np.abs(by[:, 0]) == np.abs(by[:, 1])
+        self._union(pair[equal, 0], -pair[equal, 1] * np.sign(by[equal, 0] * by[equal, 1]).astype(np.int64), why)
 
 
 def narrowed(*labels: Tensor) -> Any:

@@ -22,7 +22,7 @@ from qpass.sites.rule import RULES
 from qpass.sites.system import NEUTRAL, System, narrowed
 
 _DENSE = 1 << 20  # parameters of up to so many elements have an unknown for each
-_CONCRETE = 1 << 22  # integer constants of up to so many elements are kept as they are
+_CONCRETE = 1 << 18  # integer constants of up to so many elements are kept as they are
 
 
 class Walk:
@@ -98,9 +98,9 @@ class Walk:
     def _one_name(self, name: str) -> str:
         """A tensor that has two names is one parameter."""
         param = self.program.params[name]
-        key = name if isinstance(param, Derived) else (param.data_ptr(), param.shape, param.stride(), param.device)
-        if not isinstance(param, Derived) and param.numel() == 0:
-            key = name
+        if isinstance(param, Derived) or not param.numel():
+            return name
+        key = (param.untyped_storage()._cdata, param.storage_offset(), param.shape, param.stride())
         return self._same.setdefault(key, name)
 
     def _output(self, node: fx.Node, states: dict[int, fx.Node]) -> None:
@@ -135,11 +135,19 @@ class Walk:
     def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A call on integers and sizes: for real where all are known, else only its size."""
         leaves = pytree.tree_leaves((args, kwargs))
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
-            return self._wrap(self.shape_of(node, args, kwargs), "it does not depend on a factor")
+        known = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+        sizes = self.shape_of(node, args, kwargs) if self._large(node) or not known else None
+        if sizes is not None:
+            return self._wrap(sizes, "it does not depend on a factor")
         call: Any = node.target
         found = call(*args, **kwargs)
         return self._wrap(found, "it is a constant")
+
+    @staticmethod
+    def _large(node: fx.Node) -> bool:
+        """Whether the result, at the sizes of the capture, is too large to compute for nothing."""
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.numel() > _CONCRETE
 
     def _wrap(self, found: Any, why: str) -> Any:
         """Float tensors become flows without a factor."""

@@ -135,11 +135,11 @@ class Dense:
         self.systems: list[System] = []
         union, row, solve = System._union, System.row, System.solve
 
-        def recorded_union(system: System, a: Array, b: Array, why: str) -> None:
+        def recorded_union(system: System, a: Array, b: Array, why: str, because: Any = ()) -> None:
             if not self.systems:
                 a, b = np.broadcast_arrays(a, b)
                 self.ties.append((a.copy(), b.copy()))
-            union(system, a, b, why)
+            union(system, a, b, why, because)
 
         def recorded_row(system: System, labels: Array, weights: Array, why: str, pivot: int = 0) -> None:
             self.rows.append((labels.copy(), weights.copy()))

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from qpass.sites.flow import Flow
 from qpass.sites.rule import rule
+from qpass.sites.system import narrowed
 from qpass.sites.walk import Walk
 
 SCORES = "(s*x)*(y/s) = x*y"
@@ -60,11 +61,12 @@ def rotary(walk: Walk, node: fx.Node, x: Any, cos: Any, sin: Any, interleaved: b
     for table in (cos, sin):
         walk.zero(table, node, f"it rotates in %{name}")
     labels = walk.labels(x, node)
+    small = narrowed(labels).expand(*narrowed(labels).shape[:-1], labels.shape[-1])
     if interleaved:
-        turned = torch.stack((labels[..., 1::2], labels[..., ::2]), -1).flatten(-2)
+        turned = torch.stack((small[..., 1::2], small[..., ::2]), -1).flatten(-2)
     else:
         half = labels.shape[-1] // 2
-        turned = torch.cat((labels[..., half:], labels[..., :half]), -1)
-    walk.system.equal(labels, turned, f"%{name} rotates channels in pairs")
+        turned = torch.cat((small[..., half:], small[..., :half]), -1)
+    walk.system.equal(small, turned, f"%{name} rotates channels in pairs")
     walk.shifts.refuse(labels, f"%{name} rotates it")
     return walk.flow(x.meta, labels)

@@ -40,6 +40,7 @@ class Walk:
     def __init__(self, program: Program, *, smooth: bool = False) -> None:
         self.program, self.smooth = program, smooth
         self.system, self.shifts = System(), Shifts()
+        self.sizes = _tiny(program)
         self.uses: list[Use] = []
         self.smooths: dict[str, Tensor] = {}
         self.states: dict[str, Tensor] = {}
@@ -51,7 +52,6 @@ class Walk:
 
     def run(self) -> None:
         """Walk the graph."""
-        sizes = _tiny(self.program)
         states = dict(getattr(self.program.call, "states", ()))
         last = {}
         for node in self.program.graph.nodes:
@@ -60,7 +60,7 @@ class Walk:
         inputs = {node: number for number, node in enumerate(self.program.placeholders())}
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
-                self._values[node] = self._input(node, sizes, inputs[node] in states)
+                self._values[node] = self._input(node, inputs[node] in states)
             elif node.op == "get_attr":
                 self._values[node] = self._param(node)
             elif node.op == "output":
@@ -73,11 +73,11 @@ class Walk:
 
     # -------------------------------------------------------------------------------------------- inputs and outputs
 
-    def _input(self, node: fx.Node, sizes: dict[Any, int], state: bool) -> Any:
+    def _input(self, node: fx.Node, state: bool) -> Any:
         value = node.meta["val"]
         if not isinstance(value, Tensor):
-            return _size(value, sizes)
-        meta = torch.empty([_size(size, sizes) for size in value.shape], dtype=value.dtype, device="meta")
+            return _size(value, self.sizes)
+        meta = torch.empty([_size(size, self.sizes) for size in value.shape], dtype=value.dtype, device="meta")
         if not state:
             return self.flow(meta, why="it comes from an input")
         wide = [size if isinstance(size, int) else 1 for size in value.shape]
@@ -186,6 +186,10 @@ class Walk:
         try:
             return call(*args, **kwargs)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            value = node.meta["val"]
+            if isinstance(value, Tensor):  # data decides its size: some small size stands for it
+                sizes = [_size(size, self.sizes) for size in value.shape]
+                return torch.empty(sizes, dtype=value.dtype, device="meta")
             name = f"%{node.meta['name']}{_line(node)}"
             raise UnsupportedError(f"scale flow cannot follow {op_name(node.target)}: {error}", where=name,
                                    fix="leave methods that re-scale out of the recipe") from error
@@ -312,4 +316,8 @@ def _tiny(program: Program) -> dict[Any, int]:
 
 
 def _size(size: Any, sizes: dict[Any, int]) -> int:
-    return size if isinstance(size, int) else int(size.node.expr.xreplace(sizes))
+    """A size in numbers; symbols that only data knows are 2."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr.xreplace(sizes)
+    return int(expression.xreplace(dict.fromkeys(expression.free_symbols, 2)))

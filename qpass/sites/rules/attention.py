@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from qpass.sites.flow import Flow
 from qpass.sites.rule import rule
+from qpass.sites.rules.contraction import shape_of
 from qpass.sites.system import narrowed
 from qpass.sites.walk import Walk
 
@@ -39,12 +40,12 @@ def _attention(walk: Walk, node: fx.Node, q: Any, k: Any, v: Any, mask: Any) -> 
         walk.zero(mask, node, f"it is the mask of %{name}")
     q_labels, k_labels, v_labels = (walk.tie(walk.labels(value, node), [-2], f"%{name} has one factor a head's channel")
                                     for value in (q, k, v))
-    k_labels, v_labels = (_grouped(labels, q.meta.shape[-3]) for labels in (k_labels, v_labels))
+    k_labels, v_labels = (_grouped(labels, shape_of(q)[-3]) for labels in (k_labels, v_labels))
     scores = walk.system.combine([(1, q_labels), (1, k_labels)], f"the scores of %{name}")
     walk.system.zero(scores, f"the scores of %{name}")
     for labels in (q_labels, k_labels):
         walk.shifts.refuse(labels, f"the scores of %{name}")
-    shape = (*q.meta.shape[:-1], v.meta.shape[-1])
+    shape = (*shape_of(q)[:-1], shape_of(v)[-1])
     return walk.flow(torch.empty(shape, dtype=node.meta["val"].dtype, device="meta"), v_labels.expand(shape))
 
 

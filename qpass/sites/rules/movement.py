@@ -103,6 +103,8 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Flow | Weight):
         return walk.keep(node, [], (x, *args), kwargs, known=True)
     picks = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+    if any(pick.dtype == torch.bool for pick in picks):
+        return _masked(walk, node, x, picks, len(args[0]))
     if not any(pick.is_meta for pick in picks) and not isinstance(x, Weight):
         return moved(walk, node, x, *args, **kwargs)
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
@@ -110,13 +112,22 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         (args[1] if name == "take_along_dim" else args[0]) % len(x.shape if isinstance(x, Weight) else x.meta.shape)]
     zeros = pytree.tree_map(
         lambda leaf: torch.zeros(leaf.shape, dtype=torch.int64) if isinstance(leaf, Tensor) else leaf, args)
-    if any(leaf.dtype == torch.bool for leaf in picks):
-        return walk.keep(node, [x], (x, *args), kwargs, known=True)
     if isinstance(x, Weight):
         return _picked(x, dims, lambda coord: call(coord, *zeros, **kwargs))
     labels = walk.tie(walk.labels(x, node), dims, f"data picks elements at %{node.meta['name']}")
     labels = call(labels.expand(x.meta.shape), *zeros, **kwargs)
     return walk.flow(torch.empty(labels.shape, dtype=x.meta.dtype, device="meta"), labels, x.why)
+
+
+def _masked(walk: Walk, node: fx.Node, x: Any, picks: list[Tensor], count: int) -> Flow:
+    """y = x[mask], as many rows as data says: two stand for them."""
+    labels = walk.labels(x, node)
+    if len(picks) != 1 or count != 1:
+        walk.zero(x, node, f"%{node.meta['name']} picks by several masks")
+    rank = picks[0].dim()
+    labels = walk.tie(labels, range(rank), f"data picks elements at %{node.meta['name']}")[(0,) * rank]
+    meta = torch.empty((2, *labels.shape), dtype=node.meta["val"].dtype, device="meta")
+    return walk.flow(meta, labels.expand(meta.shape))
 
 
 def _picked(x: Weight, dims: list[int], run: Any) -> Weight:

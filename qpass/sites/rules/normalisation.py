@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import fx
 
 from qpass.sites.flow import Flow, Weight
 from qpass.sites.rule import rule
@@ -40,7 +41,7 @@ def qpass_layer_norm(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any, 
 def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> Flow:
     name = node.meta["name"]
     walk.zero(x, node, f"%{name} normalises it")
-    meta = x.meta if isinstance(x, Flow) else Tensor
+    meta = x.meta if isinstance(x, Flow) else torch.empty(x.shape, dtype=node.meta["val"].dtype, device="meta")
     if weight is None:
         if bias is not None:
             walk.zero(bias, node, f"the bias of %{name}, which has no weight")

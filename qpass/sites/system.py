@@ -40,7 +40,7 @@ class Solution:
         which = np.where(flat == NEUTRAL, 0, np.abs(flat))
         index, power = self.index[which], self.power[which] * np.sign(flat)[..., None]
         live = (index >= 0).reshape(-1, index.shape[-1]).any(0) if index.size else np.zeros(1, bool)
-        terms = max(1, int(live.nonzero()[0].max()) + 1 if live.any() else 1)
+        terms = max(1, int(np.flatnonzero(live).max(initial=0)) + 1)
         return (torch.from_numpy(np.moveaxis(index[..., :terms], -1, 0).copy()),
                 torch.from_numpy(np.moveaxis(power[..., :terms], -1, 0).copy()))
 
@@ -99,7 +99,7 @@ class System:
 
     def equal(self, one: Tensor, two: Tensor, why: str) -> None:
         """Tie two tensors of labels, broadcast against each other, element by element."""
-        a, b = narrowed(*torch.broadcast_tensors(one, two))
+        a, b = narrowed(*broadcast(one, two))
         self._union(a.reshape(-1).numpy(), b.reshape(-1).numpy(), why)
 
     def zero(self, labels: Tensor, why: str) -> None:
@@ -129,7 +129,7 @@ class System:
 
         NEUTRAL in a factor makes the product NEUTRAL. ``pivot``: which of (result, *terms) the others should express.
         """
-        labels = torch.broadcast_tensors(*(self.value(label) for _, label in terms))
+        labels = broadcast(*(self.value(label) for _, label in terms))
         shape = labels[0].shape
         small = [narrowed(labels[0])] if len(labels) == 1 else narrowed(*labels)
         stack = np.stack([label.reshape(-1).numpy() for label in small], 1)
@@ -222,6 +222,11 @@ class System:
         pair, by = np.take_along_axis(unknown, order, 1), np.take_along_axis(weight, order, 1)
         equal = np.abs(by[:, 0]) == np.abs(by[:, 1])
         self._union(pair[equal, 0], -pair[equal, 1] * np.sign(by[equal, 0] * by[equal, 1]).astype(np.int64), why)
+
+
+def broadcast(*labels: Tensor) -> Any:
+    """``torch.broadcast_tensors``."""
+    return torch.broadcast_tensors(*labels)  # type: ignore[no-untyped-call]
 
 
 def narrowed(*labels: Tensor) -> Any:

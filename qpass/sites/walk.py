@@ -19,7 +19,7 @@ from qpass.graph.program import Derived, Program
 from qpass.graph.values import op_name
 from qpass.sites.flow import ZERO, Flow, Shifts, Use, Weight, carries, weight
 from qpass.sites.rule import RULES
-from qpass.sites.system import NEUTRAL, System, narrowed
+from qpass.sites.system import NEUTRAL, System, broadcast, narrowed
 
 _DENSE = 1 << 20  # parameters of up to so many elements have an unknown for each
 _CONCRETE = 1 << 18  # integer constants of up to so many elements are kept as they are
@@ -104,7 +104,8 @@ class Walk:
         return self._same.setdefault(key, name)
 
     def _output(self, node: fx.Node, states: dict[int, fx.Node]) -> None:
-        for position, arg in enumerate(node.args[0]):
+        results: Any = node.args[0]
+        for position, arg in enumerate(results):
             value = self._values[arg]
             if not isinstance(value, Flow | Weight):
                 continue
@@ -126,7 +127,10 @@ class Walk:
         rule = RULES.get(name)
         if rule is None or not (rule.always or any(self.moves(value) for value in values)):
             return self.keep(node, values, args, kwargs, known=rule is not None)
-        return rule.apply(self, node, *args, **kwargs)
+        try:
+            return rule.apply(self, node, *args, **kwargs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise _lost(node, error) from error
 
     def moves(self, value: Flow | Weight) -> bool:
         """Whether a factor may sit on it."""
@@ -190,14 +194,12 @@ class Walk:
             if isinstance(value, Tensor):  # data decides its size: some small size stands for it
                 sizes = [_size(size, self.sizes) for size in value.shape]
                 return torch.empty(sizes, dtype=value.dtype, device="meta")
-            name = f"%{node.meta['name']}{_line(node)}"
-            raise UnsupportedError(f"scale flow cannot follow {op_name(node.target)}: {error}", where=name,
-                                   fix="leave methods that re-scale out of the recipe") from error
+            raise _lost(node, error) from error
 
     # ---------------------------------------------------------------------------------------------- words for rules
 
-    def flow(self, meta: Tensor, labels: Tensor | None = None, why: str = "", **more: Any) -> Flow | Tensor:
-        """A value; integers stay meta tensors."""
+    def flow(self, meta: Tensor, labels: Tensor | None = None, why: str = "", **more: Any) -> Any:
+        """A ``Flow``; integers stay meta tensors."""
         if not carries(meta):
             return meta
         labels = ZERO.expand(meta.shape) if labels is None else labels
@@ -255,7 +257,7 @@ class Walk:
 
     def merge(self, one: Tensor, two: Tensor, why: str) -> Tensor:
         """Two values that must have the same factor -> its labels; an exact zero takes the other's."""
-        one, two = torch.broadcast_tensors(one, two)
+        one, two = broadcast(one, two)
         self.system.equal(one, two, why)
         small, other = narrowed(one, two)
         return torch.where(small == NEUTRAL, other, small).expand(one.shape)
@@ -299,6 +301,12 @@ def _line(node: fx.Node) -> str:
     """Where in the user's source an op comes from."""
     lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
     return f", {lines[-1]}" if lines else ""
+
+
+def _lost(node: fx.Node, error: Exception) -> UnsupportedError:
+    what = f"scale flow cannot follow {op_name(node.target)}: {str(error).splitlines()[0]}"
+    return UnsupportedError(what, where=f"%{node.meta['name']}{_line(node)}",
+                            fix="leave methods that re-scale out of the recipe")  # fmt: skip
 
 
 def _tiny(program: Program) -> dict[Any, int]:

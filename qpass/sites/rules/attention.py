@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.sites.flow import Flow
 from qpass.sites.rule import rule
 from qpass.sites.rules.contraction import shape_of
 from qpass.sites.system import narrowed
@@ -34,7 +33,7 @@ def sdpa(walk: Walk, node: fx.Node, q: Any, k: Any, v: Any, mask: Any = None, *a
     return _attention(walk, node, q, k, v, kwargs.get("attn_mask", mask))
 
 
-def _attention(walk: Walk, node: fx.Node, q: Any, k: Any, v: Any, mask: Any) -> Flow:
+def _attention(walk: Walk, node: fx.Node, q: Any, k: Any, v: Any, mask: Any) -> Any:
     name = node.meta["name"]
     if mask is not None:
         walk.zero(mask, node, f"it is the mask of %{name}")

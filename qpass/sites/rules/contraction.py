@@ -66,7 +66,7 @@ def dot(walk: Walk, node: fx.Node, x: Any, y: Any) -> Any:
     return activations(walk, node, x, y)
 
 
-def activations(walk: Walk, node: fx.Node, x: Any, y: Any) -> Flow:
+def activations(walk: Walk, node: fx.Node, x: Any, y: Any) -> Any:
     """x₁ [.., M, K] times x₂ [.., K, N]: label(m, k) + label(k, n) is the same for all k."""
     name = node.meta["name"]
     a, b = walk.labels(x, node), walk.labels(y, node)
@@ -89,7 +89,7 @@ def _product_meta(x: Any, y: Any, node: fx.Node) -> Tensor:
     return torch.matmul(*shapes).to(node.meta["val"].dtype)
 
 
-def by_parameter(walk: Walk, node: fx.Node, x: Any, weight: Weight, bias: Any) -> Flow:
+def by_parameter(walk: Walk, node: fx.Node, x: Any, weight: Weight, bias: Any) -> Any:
     """x [.., M, K] times a view of a parameter [.., K, N]."""
     name, rank = node.meta["name"], len(weight.shape)
     batch = [d for d in range(rank - 2) if any(d in varies(coord) for coord in weight.coords)]
@@ -144,7 +144,7 @@ def input_name(node: fx.Node, x: Any) -> tuple[str, ...]:
     return tuple(names[:1]) if isinstance(x, Flow) else ()
 
 
-def add_bias(walk: Walk, node: fx.Node, value: Flow, bias: Any) -> Flow:
+def add_bias(walk: Walk, node: fx.Node, value: Flow, bias: Any) -> Any:
     """A bias has the factors of what it is added to."""
     if bias is None:
         return value

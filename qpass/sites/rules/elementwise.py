@@ -55,7 +55,7 @@ def add(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
         if isinstance(one, Weight) and isinstance(other, Number) and name == "sub" and one is x:
             return replace(one, offset=one.offset - other * alpha)
     labels, over = grouped(walk, node, [x, y])
-    made = walk.merge(*labels, f"%{node.meta['name']} adds it to what must not change")
+    made = walk.merge(labels[0], labels[1], f"%{node.meta['name']} adds it to what must not change")
     if not any(isinstance(value, Weight) for value in (x, y)):
         walk.shifts.refuse(made, f"%{node.meta['name']} adds two activations")
     return result(walk, node, _meta(walk, node, x, y, **kwargs), made, over, [x, y])

@@ -119,7 +119,7 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     return walk.flow(torch.empty(labels.shape, dtype=x.meta.dtype, device="meta"), labels, x.why)
 
 
-def _masked(walk: Walk, node: fx.Node, x: Any, picks: list[Tensor], count: int) -> Flow:
+def _masked(walk: Walk, node: fx.Node, x: Any, picks: list[Tensor], count: int) -> Any:
     """y = x[mask], as many rows as data says: two stand for them."""
     labels = walk.labels(x, node)
     if len(picks) != 1 or count != 1:

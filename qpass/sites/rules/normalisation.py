@@ -38,7 +38,7 @@ def qpass_layer_norm(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any, 
     return _normalised(walk, node, x, weight, bias)
 
 
-def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> Flow:
+def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> Any:
     name = node.meta["name"]
     walk.zero(x, node, f"%{name} normalises it")
     meta = x.meta if isinstance(x, Flow) else torch.empty(x.shape, dtype=node.meta["val"].dtype, device="meta")

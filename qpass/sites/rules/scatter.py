@@ -33,7 +33,7 @@ def index_put(walk: Walk, node: fx.Node, x: Any, indices: Any, values: Any, *arg
     return _written(walk, node, x, values, 0, (x, indices, values, *args), {})
 
 
-def _written(walk: Walk, node: fx.Node, x: Flow, source: Any, dim: int, args: Any, kwargs: Any) -> Flow:
+def _written(walk: Walk, node: fx.Node, x: Flow, source: Any, dim: int, args: Any, kwargs: Any) -> Any:
     why = f"%{node.meta['name']} writes rows beside each other"
     one, two = (walk.tie(walk.labels(value, node), [dim], why) for value in (x, source))
     if one.dim() != two.dim():

@@ -134,17 +134,16 @@ def measure(seed: int) -> dict[str, Any]:
         values = {}
         for scheme in row.schemes:
             began = time.perf_counter()
-            values[scheme] = _perplexity(_compiled(*models[row.model], row.recipe(scheme), batches), tokenizer)
+            values[scheme] = _perplexity(compiled(*models[row.model], row.recipe(scheme), batches), tokenizer)
             seconds = time.perf_counter() - began
             print(f"{values[scheme]:8.3f}  {scheme}, {row.model}, {row} ({seconds:.0f} s)", flush=True)
         record["rows"].append({"model": row.model, "method": str(row), "perplexity": values})
     return record
 
 
-def _compiled(model: nn.Module, captured: Program, recipe: Recipe, batches: torch.Tensor) -> nn.Module:
+def compiled(model: nn.Module, captured: Program, recipe: Recipe, batches: Iterable[torch.Tensor]) -> nn.Module:
     """As ``qpass.compile``, with a capture that is made once for all recipes."""
-    data = list(batches) if recipe.methods else None
-    trace = pipeline.run(captured, recipe, pipeline.load_target(TARGET), calibration=data)
+    trace = pipeline.run(captured, recipe, pipeline.load_target(TARGET), calibration=list(batches))
     return pipeline.build(model, trace, target=TARGET)
 
 

@@ -13,14 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpass
 from qpass.assets import evaluation_text, model_path
+from qpass.graph.program import Program
+from qpass.recipe import Recipe
 from qpass.sites import analyse
 from qpass.sites.verify import relative_error
-from tests.bench.smoothquant import BEGIN, END, HIGH, LOW, PAGE, RAW, TARGET, folded, outliers, raised, tables
+from tests.bench.smoothquant import BEGIN, END, HIGH, LOW, PAGE, RAW, compiled, folded, outliers, raised, tables
 
 
 @dataclass
 class Case:
     model: Any
+    captured: Program
     other: Any
     edits: list[Any]
     ids: Tensor
@@ -32,10 +35,11 @@ def case() -> Case:
     """One layer of the shipped model: real weights, a tied head, and quick to export."""
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32, num_hidden_layers=1).eval()
     ids = torch.tensor(AutoTokenizer.from_pretrained(model_path())(evaluation_text()[:6000]).input_ids)
-    program = raised(qpass.capture(model))
+    captured = qpass.capture(model)
+    program = raised(captured)
     edits = outliers(analyse(program), seed=0)
     data = list(ids[-512:].view(2, 1, 256))
-    return Case(model, folded(model, program, edits), edits, ids[None, :256], data)
+    return Case(model, captured, folded(model, program, edits), edits, ids[None, :256], data)
 
 
 def inputs_of_linears(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
@@ -69,23 +73,22 @@ def test_outliers_are_in_the_activations(case: Case) -> None:
 
 @pytest.mark.parametrize("method", ["smoothquant", "smoothquant-free"])
 def test_smoothing_takes_the_harm_away(case: Case, method: str, errors: dict[str, float]) -> None:
-    assert errors["outliers"] > 2 * errors["as trained"]
-    assert errors["outliers"] > 2 * errors[method]
+    assert errors["outliers"] > 5 * errors["as trained"]
+    assert errors["outliers"] > 5 * errors[method]  # 14 measured
 
 
 @pytest.fixture(scope="module")
 def errors(case: Case) -> dict[str, float]:
     """Relative error of the logits at W8A8."""
     with torch.no_grad():
-        want = case.model(case.ids).logits
+        want, other = case.model(case.ids).logits, qpass.capture(case.other)
 
-        def error(model: Any, recipe: str) -> float:
-            compiled = qpass.compile(model, recipe, target=TARGET, calibration=case.data)
-            return relative_error(want, compiled(case.ids).logits)
+        def error(model: Any, captured: Program, recipe: str) -> float:
+            return relative_error(want, compiled(model, captured, Recipe.parse(recipe), case.data)(case.ids).logits)
 
-        found = {"as trained": error(case.model, "w8a8-int8"), "outliers": error(case.other, "w8a8-int8")}
-        for method in ("smoothquant", "smoothquant-free"):
-            found[method] = error(case.other, f"{method}+w8a8-int8")
+        found = {"as trained": error(case.model, case.captured, "w8a8-int8")}
+        for method in ("outliers", "smoothquant", "smoothquant-free"):
+            found[method] = error(case.other, other, "w8a8-int8" if method == "outliers" else f"{method}+w8a8-int8")
     return found
 
 

@@ -168,9 +168,9 @@ def tables(kept: dict[str, Any]) -> list[str]:
     for seed, record in sorted(kept.items(), key=lambda item: int(item[0])):
         machine = record["machine"]
         versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers"))
+        floats = ", ".join(f"{value:.3f} {name}" for name, value in record["float"].items())
         lines += [f"### Seed {seed}", "", f"`python -m tests.bench.smoothquant --seed {seed}`, {machine['date']}, "
-                  f"{versions}, target `{TARGET}`, {record['tokens']} tokens. Float: "
-                  + ", ".join(f"{value:.3f} {name}" for name, value in record["float"].items()) + "."]  # fmt: skip
+                  f"{versions}, target `{TARGET}`.", f"Float: {floats}."]  # fmt: skip
         lines += ["", f"| model | method | {' | '.join(f'`{scheme}`' for scheme in SCHEMES)} |"]
         lines += ["|---|---|" + "---|" * len(SCHEMES)]
         for row in record["rows"]:

@@ -14,6 +14,7 @@ PRINTS = {
     "02_plain_module.py": "2 of 3 linears quantized",
     "03_torch_compile_backend.py": "2 of 2 linears quantized",
     "04_look_inside.py": "joined qpass.gated",
+    "05_sites.py": "24 exact edits on 30 sites",
 }
 
 def test_every_example_is_run() -> None:

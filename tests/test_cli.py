@@ -350,3 +350,11 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     one = torch.arange(4.0)
     write_tensors(tmp_path / "a.safetensors", {"a": one, "b": one, "c": one[1:]}, {"recipe": "x"})
     assert torch.equal(load_file(tmp_path / "a.safetensors")["c"], one[1:])
+
+
+def test_sites_prints_the_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sites", model]) == 0
+    exact = capsys.readouterr().out
+    assert exact.startswith("scale flow: 11 sites, ") and "gated activation" not in exact
+    assert main(["sites", model, "--smooth"]) == 0
+    assert "gated activation" in capsys.readouterr().out

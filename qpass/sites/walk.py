@@ -327,5 +327,5 @@ def _size(size: Any, sizes: dict[Any, int]) -> int:
     """A size in numbers; symbols that only data knows are 2."""
     if isinstance(size, int):
         return size
-    expression = size.node.expr.xreplace(sizes)
-    return int(expression.xreplace(dict.fromkeys(expression.free_symbols, 2)))
+    expression = size.node.expr
+    return int(expression.subs({symbol: sizes.get(symbol, 2) for symbol in expression.free_symbols}))

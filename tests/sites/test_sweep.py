@@ -61,3 +61,14 @@ def test_zoo(name):
     assert want.flatten(0, -2).std(0).min() > 1e-3  # tokens differ
     norms = [tensor for name, tensor in model.named_parameters() if tensor.dim() == 1]
     assert all(tensor.std() > 0 for tensor in norms if tensor.numel() > 1)
+
+
+# Twenty that differ: embeddings, norms, attention, gates, experts, state spaces, convolutions, seq2seq, shared layers.
+SAMPLE = ("apertus", "bamba", "bart", "bloom", "codegen", "deepseek_v2", "electra", "falcon", "gemma3_text", "glm4_moe",
+          "granitemoe", "hrm_text", "mamba", "mobilebert", "mpt", "olmoe", "phi", "phimoe", "t5", "xlnet")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sample_of_the_sweep(name):
+    found = sweep.outcome(name, sweep.check, dynamic=False)
+    assert found.status == "preserved", found

@@ -48,8 +48,10 @@ def test_snippets_are_python(page: Path) -> None:
 
 
 def test_snippets_copied_from_the_code() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", text("docs/add-a-pattern.md"), re.S)
-    assert block == text("qpass/patterns/cache_update.py")
+    for page, code in (("docs/add-a-pattern.md", "qpass/patterns/cache_update.py"),
+                       ("docs/add-a-site-rule.md", "qpass/sites/rules/embedding.py")):  # fmt: skip
+        (block,) = re.findall(r"```python\n(.*?)```", text(page), re.S)
+        assert block == text(code)
 
 
 def test_tables() -> None:

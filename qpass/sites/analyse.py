@@ -97,7 +97,8 @@ class _Gathered:
             what, dims, index, power = self.items[number]
             powers = self._own(group, index, power)
             if isinstance(what, Part):
-                axes += [_axis(what, dims, half) for half in _halves(powers)]
+                names = self.walk.aliases.get(what.use.param, [what.use.param])
+                axes += [_axis(what, name, dims, half) for half in _halves(powers) for name in names]
             elif isinstance(what, Smooth):
                 smooths.append(replace(what, powers=powers))
             elif isinstance(what, State):
@@ -157,9 +158,9 @@ def _halves(powers: Powers) -> list[Powers]:
     return [Powers(torch.where(side, powers.index, -1), torch.where(side, powers.power, 0.0)) for side in keep]
 
 
-def _axis(part: Part, dims: tuple[int, ...], powers: Powers) -> Axis:
+def _axis(part: Part, name: str, dims: tuple[int, ...], powers: Powers) -> Axis:
     use = part.use
-    return Axis(use.param, dims, powers, part.role, use.node, part.where, use.offset,
+    return Axis(name, dims, powers, part.role, use.node, part.where, use.offset,
                 use.reads if part.role == "column" else (), use.bias if part.role != "column" else None)  # fmt: skip
 
 

@@ -90,6 +90,7 @@ class _Work:
         self.steps: dict[str, list[Step]] = {}
         self.sources: dict[str, list[str]] = {}
         self.history = dict(program.history)
+        self.weights = program.weights
         self.log = list(program.log)
 
     # ------------------------------------------------------------------------------------------------ the edits
@@ -208,6 +209,7 @@ class _Work:
         name = self._fresh(f"{axis.param.removesuffix('.weight')}.bias")
         made = self._new_param(self._node(node), name, zeros)
         Biases(self.graph).add(self._node(node), made)
+        self.weights |= {name}  # so that the next method may re-scale it
         self.log.append(Change(self.by, node, f"bias {name} added"))
         return name
 
@@ -295,7 +297,8 @@ class _Work:
             params[name] = edited(name, earlier, moved.get(name, name), self._like(name), steps, sources)
         if self.copied:
             assign_names(self.graph)
-        return replace(self.before, graph=self.graph, params=params, history=self.history, log=tuple(self.log))
+        return replace(self.before, graph=self.graph, params=params, history=self.history, log=tuple(self.log),
+                       weights=self.weights)  # fmt: skip
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

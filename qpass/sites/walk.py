@@ -6,6 +6,7 @@ Nothing is computed but sizes and integers that do not depend on data; a value i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ class Walk:
         smooths: activation's value name -> labels [C] of its input.
         states: placeholder -> labels of its shape; what a later call gets back is scaled as what this one leaves.
         columns: (value name of the reader, labels of what it reads, why they are 0 if they are).
+        aliases: a parameter's first name -> all its names.
         unknown: value name of an op without a rule -> its op and source line.
     """
 
@@ -49,6 +51,7 @@ class Walk:
         self._values: dict[fx.Node, Any] = {}
         self._dense: dict[tuple[str, float], Use] = {}
         self._same: dict[Any, str] = {}
+        self.aliases: dict[str, list[str]] = defaultdict(list)
 
     def run(self) -> None:
         """Walk the graph."""
@@ -101,7 +104,10 @@ class Walk:
         if isinstance(param, Derived) or not param.numel():
             return name
         key = (param.untyped_storage()._cdata, param.storage_offset(), param.shape, param.stride())
-        return self._same.setdefault(key, name)
+        first = self._same.setdefault(key, name)
+        if name not in self.aliases[first]:
+            self.aliases[first].append(name)
+        return first
 
     def _output(self, node: fx.Node, states: dict[int, fx.Node]) -> None:
         results: Any = node.args[0]

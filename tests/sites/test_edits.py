@@ -10,6 +10,7 @@ import torch
 from qpass.errors import InputError, NumericsError, UnsupportedError
 from qpass.graph.program import Derived, copy_graph, materialise
 from qpass.graph.show import show
+from qpass.sites import analyse
 from qpass.sites.edits import Fold, Shift, apply
 from qpass.sites.site import Smooth
 from qpass.sites.verify import relative_error, run_in
@@ -266,3 +267,15 @@ def test_half_precision_is_rounded_once():
     assert torch.equal(after.tensor(name), want.to(torch.bfloat16))
     got, base = after.run(tiny.ids())[0], before.run(tiny.ids())[0]
     assert got.dtype is torch.bfloat16 and relative_error(base.double(), got.double()) < 0.03
+
+
+def test_a_method_after_an_added_bias_scales_it_too():
+    """The second of two methods sees the bias that the first one added as a parameter like any other."""
+    from tests.sites.models import program as named
+
+    before = named("llama")
+    site = next(site for site in analyse(before).sites if "v_proj -> " in site.name)
+    after = apply(before, [Shift(site, torch.full((site.size,), 0.1, dtype=torch.float64))], add_bias=True)
+    again = next(site for site in analyse(after).sites if "v_proj -> " in site.name)
+    assert again.size == site.size and not again.missing_bias
+    assert "model.layers.0.self_attn.v_proj.bias" in {axis.param for axis in again.axes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,6 +209,22 @@ def test_an_op_without_a_rule_is_named_with_its_line() -> None:
 def test_weights_shared_in_conflict_are_refused_by_name() -> None:
     found = analysed(CASES["slices that overlap"][1])
     assert found.sites == () and "big is shared by" in " ".join(found.refused.values())
+
+
+def test_one_tensor_of_two_names_moves_under_both() -> None:
+    """As a tracer may leave a tied weight."""
+    case = loud(Case(lambda m, x, ids: m.out(m.a(x) * m.w) + m.out(m.b(x) * m.v)))
+    program = program_of(case, torch.randn(2, T, K), IDS)
+    program = replace(program, params={**program.params, "v": program.params["w"]})
+    found = analyse(program)
+    site = next(site for site in found.sites if any(axis.param == "w" for axis in site.axes))
+    assert {"v", "w"} <= {axis.param for axis in site.axes}
+    check_exact(program, found, [torch.randn(2, T, K), IDS])
+
+
+def test_views_by_stride_are_not_followed() -> None:
+    """Labels have other strides than the values they stand for."""
+    assert analysed(between(lambda h: torch.as_strided(h.contiguous(), (2, T, N), (T * N, 1, T)))).freedom == 0
 
 
 def test_the_program_is_not_changed() -> None:

@@ -116,6 +116,9 @@ def by_parameter(walk: Walk, node: fx.Node, x: Any, weight: Weight, bias: Any) -
         walk.shifts.needs_bias(row, name)
     elif isinstance(bias, Weight):
         use.bias = bias.name
+    else:
+        for part in (row, labels):
+            walk.shifts.refuse(part, f"the bias of %{name} is computed")
     return add_bias(walk, node, result, bias)
 
 

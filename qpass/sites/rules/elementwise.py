@@ -49,11 +49,8 @@ def result(walk: Walk, node: fx.Node, meta: Tensor, labels: Tensor, over: Any, v
 def add(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
     """y = x₁ ± x₂: both have the same factor. A parameter plus a number is a parameter with an offset."""
     name, alpha = _name(node), kwargs.get("alpha", 1)
-    for one, other, sign in ((x, y, 1), (y, x, 1)):
-        if isinstance(one, Weight) and isinstance(other, Number) and name == "add":
-            return replace(one, offset=one.offset + sign * other * (alpha if other is y else 1))
-        if isinstance(one, Weight) and isinstance(other, Number) and name == "sub" and one is x:
-            return replace(one, offset=one.offset - other * alpha)
+    if isinstance(x, Weight) and isinstance(y, Number) and name in ("add", "sub"):
+        return replace(x, offset=x.offset + y * alpha * (1 if name == "add" else -1))
     labels, over = grouped(walk, node, [x, y])
     made = walk.merge(labels[0], labels[1], f"%{node.meta['name']} adds it to what must not change")
     if not any(isinstance(value, Weight) for value in (x, y)):

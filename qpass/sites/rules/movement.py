@@ -17,7 +17,7 @@ from qpass.sites.walk import Walk
 MOVES = ("reshape", "view", "transpose", "permute", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "split",
          "split_with_sizes", "chunk", "unbind", "repeat", "repeat_interleave", "flip", "roll", "narrow", "unfold",
          "movedim", "expand_as", "view_as", "diagonal", "swapaxes", "flatten", "unflatten", "tensor_split", "clone",
-         "contiguous", "alias", "detach", "as_strided", "numpy_T", "adjoint", "moveaxis", "swapdims", "mT", "ravel")
+         "contiguous", "alias", "detach", "numpy_T", "adjoint", "moveaxis", "swapdims", "mT", "ravel")
 LAST = ("slice", "split", "split_with_sizes", "chunk", "select", "narrow", "unbind", "unsqueeze")
 
 

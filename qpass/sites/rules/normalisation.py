@@ -16,8 +16,11 @@ from qpass.sites.walk import Walk
 @rule("qpass.rms_norm", identity="s*w*x = s*(w*x)")
 def rms_norm(walk: Walk, node: fx.Node, x: Any, weight: Any, eps: float, offset: float = 0.0, *args: Any) -> Any:
     """y = (c + w) x / rms(x): (c + w') = s (c + w)."""
-    scale = replace(weight, offset=weight.offset + offset) if isinstance(weight, Weight) and offset else weight
-    return _normalised(walk, node, x, scale, None)
+    if offset and isinstance(weight, Weight):
+        weight = replace(weight, offset=weight.offset + offset)
+    elif offset and weight is not None:
+        walk.zero(weight, node, f"%{node.meta['name']} adds {offset} to it")
+    return _normalised(walk, node, x, weight, None)
 
 
 @rule("rms_norm", "_fused_rms_norm", identity="s*w*x = s*(w*x)")

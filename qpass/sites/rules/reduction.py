@@ -34,7 +34,9 @@ def extreme(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any
 
 @rule("linalg_vector_norm", "norm", identity="sqrt((s*x)**2 + (s*y)**2) = s*sqrt(x**2 + y**2)")
 def norm(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """y = ‖x‖."""
+    """y = ‖x‖; the number of elements that are not 0 (order 0) is no length."""
+    if args and args[0] == 0:
+        return walk.keep(node, [x], (x, *args), kwargs, known=True)
     return _reduced(walk, node, x, args[1:] if args else (), kwargs, call=(x, *args))
 
 

@@ -17,7 +17,7 @@ def scatter(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any
     """y = x with x₂ written or added along one dimension: one factor all along it, the same for both."""
     source = next((arg for arg in args if isinstance(arg, Flow | Weight)), None)
     dim = next((arg for arg in args if isinstance(arg, int)), 0)
-    if source is None or not isinstance(x, Flow):
+    if source is None or not isinstance(x, Flow) or "reduce" in kwargs:
         values = [value for value in (x, source) if isinstance(value, Flow | Weight)]
         return walk.keep(node, values, (x, *args), kwargs, known=True)
     return _written(walk, node, x, source, dim % x.meta.dim(), (x, *args), kwargs)

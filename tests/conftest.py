@@ -1,4 +1,4 @@
-"""Every test is seeded, on one thread, and without gradients."""
+"""Every test is seeded, on one thread (two run at a time: see addopts in pyproject.toml), and without gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

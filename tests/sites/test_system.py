@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qpass.sites.system import NEUTRAL, System
 from tests.sites.oracle import Dense, basis
 
-LABEL = st.integers(-12, 12)
 WEIGHTS = [(1, 1), (1, -1), (2, 1), (0.5, -1), (2, -2)]
 
 
-@settings(max_examples=200, deadline=None)
-@given(ties=st.lists(st.tuples(LABEL, LABEL), max_size=10),
-       sums=st.lists(st.tuples(LABEL, LABEL, st.sampled_from(WEIGHTS)), max_size=6),
-       late=st.lists(st.tuples(LABEL, LABEL), max_size=4))  # fmt: skip
-def test_random_equations(
-    ties: list[tuple[int, int]], sums: list[tuple[int, int, tuple[float, float]]], late: list[tuple[int, int]]
-) -> None:
+def _pairs(rng: random.Random, most: int) -> list[tuple[int, int]]:
+    return [(rng.randint(-12, 12), rng.randint(-12, 12)) for _ in range(rng.randint(0, most))]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_equations(seed: int) -> None:
+    rng = random.Random(seed)
+    ties, late = _pairs(rng, 10), _pairs(rng, 4)
+    sums = [(a, b, rng.choice(WEIGHTS)) for a, b in _pairs(rng, 6)]
     with pytest.MonkeyPatch.context() as patch:
         dense, system = Dense(patch), System()
         system.fresh(12)

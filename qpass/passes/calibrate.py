@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from qpass.errors import InputError, RecipeError
 from qpass.graph.program import Change, Program
 from qpass.methods import Method, Solution
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
+from qpass.sites.edits import check_finite
 from qpass.sites.verify import Applied, verified
 
 BY = "calibrate"
@@ -44,6 +47,7 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
     data = _Batches(calibration) if calibration is not None else None
     for method in recipe.methods:
         analysis = analyse(program)
+        _check_finite(program, analysis)
         solution = method.solve(program, analysis, data)
         applied = verified(program, solution.edits, add_bias=solution.add_bias, by=method.name)
         log = (*applied.program.log, *solution.notes, _summary(method, analysis, solution, applied))
@@ -62,11 +66,20 @@ class _Batches:
         return self.batches
 
 
+def _check_finite(program: Program, analysis: Analysis) -> None:
+    """Raise NumericsError, with its name, for a parameter that holds NaN or Inf, before a method trips over it."""
+    for name in dict.fromkeys(axis.param for site in analysis.sites for axis in site.axes):
+        param = program.params[name]
+        if isinstance(param, Tensor):
+            check_finite(name, param)
+
+
 def _check_reached(method: Method, analysis: Analysis, solution: Solution) -> None:
     if not solution.edits and not solution.params and not solution.notes:
-        what = f"found nothing to act on among {len(analysis.sites)} sites"
+        lost = "".join(f"; no rule for {op} at %{name}" for name, op in list(analysis.unknown.items())[:3])
+        what = f"found nothing to act on among {len(analysis.sites)} sites{lost}"
         raise RecipeError(f"the method {what}", where=f"method {method.name}",
-                          fix="remove it from the recipe, or print the sites: qpass.sites.analyse(program)")
+                          fix="remove it from the recipe, or see what there is: print(qpass.sites(model, args))")
 
 
 def _summary(method: Method, analysis: Analysis, solution: Solution, applied: Applied) -> Change:

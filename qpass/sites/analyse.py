@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpass.errors import InputError
 from qpass.graph.program import Program
 from qpass.sites import rules  # noqa: F401  registers them
 from qpass.sites.analysis import Analysis
@@ -30,8 +31,12 @@ def analyse(program: Program, *, smooth: bool = False) -> Analysis:
         smooth: activations x·h(x) may become x·h(x/s), which adds the gated-activation sites of FSBR.
 
     Raises:
+        InputError: something else than a program.
         UnsupportedError: an op whose sizes cannot be followed, with its source line.
     """
+    if not isinstance(program, Program):
+        raise InputError(f"a program is needed, not a {type(program).__name__}", where="qpass.sites.analyse",
+                         fix="call qpass.sites(model, args) with a module")  # fmt: skip
     walk = Walk(program, smooth=smooth)
     walk.run()
     pieces = parts(walk)

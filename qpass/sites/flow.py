@@ -14,6 +14,10 @@ from qpass.sites.system import narrowed
 ZERO = torch.zeros((), dtype=torch.int64)
 
 
+class Dynamic(int):
+    """A number that depends on a symbolic size: it stands for any, and only its use as a size is a fact."""
+
+
 @dataclass(frozen=True)
 class Flow:
     """A value that depends on the model's input.

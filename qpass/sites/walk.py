@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Derived, Program
 from qpass.graph.values import op_name
-from qpass.sites.flow import ZERO, Flow, Shifts, Use, Weight, carries, weight
+from qpass.sites.flow import ZERO, Dynamic, Flow, Shifts, Use, Weight, carries, weight
 from qpass.sites.rule import RULES
 from qpass.sites.system import NEUTRAL, System, broadcast, narrowed
 
@@ -79,7 +79,7 @@ class Walk:
     def _input(self, node: fx.Node, state: bool) -> Any:
         value = node.meta["val"]
         if not isinstance(value, Tensor):
-            return _size(value, self.sizes)
+            return Dynamic(_size(value, self.sizes))
         meta = torch.empty([_size(size, self.sizes) for size in value.shape], dtype=value.dtype, device="meta")
         if not state:
             return self.flow(meta, why="it comes from an input")
@@ -96,7 +96,18 @@ class Walk:
             return self.program.tensor(name) if known else torch.empty_like(like, device="meta")
         if name not in self.program.weights:
             return self.flow(torch.empty_like(like, device="meta"), why="it comes from a constant")
+        if not like.numel():
+            return self.flow(torch.empty_like(like, device="meta"), why="it is empty")
+        if not like.dim():
+            return self._scalar(self._one_name(name), like, node)
         return weight(self._one_name(name), like)
+
+    def _scalar(self, name: str, like: Tensor, node: fx.Node) -> Flow:
+        """A parameter of one number: one unknown, however often it is read."""
+        if (name, 0.0) not in self._dense:
+            ids = self.system.fresh(1)[0]
+            self._dense[name, 0.0] = self.use(Use(name, (), (), 0.0, [("affine", ids)], node.meta["name"]))
+        return Flow(torch.empty_like(like, device="meta"), self._dense[name, 0.0].terms[0][1])
 
     def _one_name(self, name: str) -> str:
         """A tensor that has two names is one parameter."""
@@ -125,6 +136,11 @@ class Walk:
     # --------------------------------------------------------------------------------------------------------- calls
 
     def _call(self, node: fx.Node) -> Any:
+        found = self._result(node)
+        symbolic = isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)
+        return Dynamic(found) if symbolic and isinstance(found, int | float) else found
+
+    def _result(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
         values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Flow | Weight)]
         if not values:
@@ -133,10 +149,14 @@ class Walk:
         rule = RULES.get(name)
         if rule is None or not (rule.always or any(self.moves(value) for value in values)):
             return self.keep(node, values, args, kwargs, known=rule is not None)
+        before = len(self.uses)
         try:
             return rule.apply(self, node, *args, **kwargs)
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise _lost(node, error) from error
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
+            for use in self.uses[before:]:  # what the rule had begun to say is taken back
+                for _, term in use.terms:
+                    self.system.zero(term, f"%{node.meta['name']} is called in a way that has no rule")
+            return self.keep(node, values, args, kwargs, known=False)
 
     def moves(self, value: Flow | Weight) -> bool:
         """Whether a factor may sit on it."""
@@ -145,27 +165,43 @@ class Walk:
     def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A call on integers and sizes: for real where all are known, else only its size."""
         leaves = pytree.tree_leaves((args, kwargs))
-        known = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
-        sizes = self.shape_of(node, args, kwargs) if self._large(node) or not known else None
-        if sizes is not None:
-            return self._wrap(sizes, "it does not depend on a factor")
+        if not isinstance(node.meta.get("val"), Tensor | list | tuple):  # arithmetic on sizes
+            return self._number(node, args, kwargs)
+        known = not any((isinstance(leaf, Tensor) and leaf.is_meta) or isinstance(leaf, Dynamic) for leaf in leaves)
+        if not known or not self._fixed(node):
+            zero = self._fills_zero(node, args)
+            return self._wrap(self.shape_of(node, args, kwargs), "it does not depend on a factor", zero=zero)
         call: Any = node.target
-        found = call(*args, **kwargs)
-        return self._wrap(found, "it is a constant")
+        return self._wrap(call(*args, **kwargs), "it is a constant")
 
     @staticmethod
-    def _large(node: fx.Node) -> bool:
-        """Whether the result, at the sizes of the capture, is too large to compute for nothing."""
-        value = node.meta.get("val")
-        return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.numel() > _CONCRETE
+    def _number(node: fx.Node, args: Any, kwargs: Any) -> Any:
+        call: Any = node.target
+        args, kwargs = pytree.tree_map(lambda leaf: int(leaf) if isinstance(leaf, Dynamic) else leaf, (args, kwargs))
+        return call(*args, **kwargs)
 
-    def _wrap(self, found: Any, why: str) -> Any:
+    @staticmethod
+    def _fills_zero(node: fx.Node, args: Any) -> bool:
+        """Whether a new tensor is all zeros or infinities, of whatever size."""
+        name = op_name(node.target)
+        fill = args[1] if name == "full" and len(args) > 1 else None
+        fixed = isinstance(fill, int | float) and not isinstance(fill, Dynamic)
+        return name == "zeros" or (fixed and fill in (0, float("inf"), float("-inf")))
+
+    @staticmethod
+    def _fixed(node: fx.Node) -> bool:
+        """Whether the result has the same size in every call, and is not too large to compute for nothing."""
+        values = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
+        return all(isinstance(n, int) for value in values for n in value.shape) and all(
+            value.numel() <= _CONCRETE for value in values)  # fmt: skip
+
+    def _wrap(self, found: Any, why: str, *, zero: bool = False) -> Any:
         """Float tensors become flows without a factor."""
 
         def one(value: Any) -> Any:
             if not isinstance(value, Tensor) or not carries(value):
                 return value
-            labels = ZERO.expand(value.shape)
+            labels = (torch.tensor(NEUTRAL) if zero else ZERO).expand(value.shape)
             if not value.is_meta:
                 fixed = (value == 0) | value.isinf()
                 if bool(fixed.any()):
@@ -219,7 +255,7 @@ class Walk:
             return self._parameter(value, node)
         if isinstance(value, Tensor):
             return ZERO.expand(value.shape)
-        number = float(value) if isinstance(value, int | float) else 1.0
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, Dynamic) else 1.0
         fixed = number == 0 or number in (float("inf"), float("-inf"))
         return torch.tensor(NEUTRAL) if fixed else ZERO
 

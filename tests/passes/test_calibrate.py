@@ -12,7 +12,7 @@ from torch import nn
 
 import qpass
 from qpass import pipeline
-from qpass.errors import InputError, RecipeError
+from qpass.errors import InputError, NumericsError, RecipeError
 from qpass.graph.program import Derived, materialise
 from qpass.graph.show import show
 from qpass.lowering.reference import target
@@ -236,3 +236,12 @@ def test_w4a8(scheme):
     shown = str(qpass.plan(model, scheme, (ids,)))
     assert "int4:g16:asym x int8:token:asym" in shown and "reference.dequantize" in shown
     assert "cpu.int8_linear: it takes int8:channel:sym weights" in shown
+
+
+def test_a_parameter_with_nan_is_named():
+    """By name, and before a statistic or a scale trips over it."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)).eval()
+    model[1].weight[0, 3] = float("nan")
+    for recipe in ("smoothquant-free+w8a8-int8", "smoothquant+w8a8-int8"):
+        with pytest.raises(NumericsError, match=r"the first at \(0, 3\) \(at 1.weight\)"):
+            pipeline.plan(model, recipe, (torch.randn(2, 8),), calibration=[torch.randn(2, 8)])

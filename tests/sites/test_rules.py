@@ -235,3 +235,40 @@ def test_the_program_is_not_changed() -> None:
     analyse(program)
     assert nodes == [node.format_node() for node in program.graph.nodes]
     assert all(torch.equal(program.tensor(name), value) for name, value in before.items())
+
+
+class Scalar(nn.Module):
+    """A temperature, and a parameter of no elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(K, N), nn.Linear(N, 4)
+        self.scale, self.none = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.empty(4, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x) * self.scale) + F.linear(x[..., :0], self.none)
+
+
+def test_parameters_of_one_number_and_of_none() -> None:
+    program, x = program_of(Scalar().eval(), torch.randn(2, T, K)), torch.randn(2, T, K)
+    found = analyse(program)
+    assert found.freedom == N + 1
+    check_exact(program, found, [x])
+
+
+ODD: dict[str, tuple[int, Callable[..., Any]]] = {
+    "layer_norm with a computed bias": (N, lambda m, x: m.out(F.layer_norm(m.a(x), (N,), m.w, m.v * 1.5))),
+    "norm of order 0": (N, lambda m, x: m.out(m.b(x) * torch.linalg.vector_norm(m.a(x), 0, dim=-1, keepdim=True))),
+    "copy into integers": (0, lambda m, x: m.out((m.a(x) * 3).to(torch.int64).to(x.dtype))),
+    "larger of a parameter": (0, lambda m, x: m.out(torch.max(m.a(x), m.w))),
+    "attention of two dimensions": (N, lambda m, x: F.scaled_dot_product_attention(x[0], x[0], m.a(x[0])) @ m.flat.t()),
+    "rows assigned by a mask": (N, lambda m, x: m.out(torch.where(x[..., :1] > 0, m.a(x), m.b(x)))),
+    "scatter that multiplies": (0, lambda m, x: m.out(torch.scatter(
+        m.a(x), -1, torch.zeros(2, T, N, dtype=torch.int64), m.b(x), reduce="multiply"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_calls_are_exact(name: str) -> None:
+    freedom, run = ODD[name]
+    assert analysed(lambda m, x, ids: run(m, x)).freedom == freedom

@@ -39,7 +39,8 @@ def _attention(walk: Walk, node: fx.Node, q: Any, k: Any, v: Any, mask: Any) -> 
         walk.zero(mask, node, f"it is the mask of %{name}")
     q_labels, k_labels, v_labels = (walk.tie(walk.labels(value, node), [-2], f"%{name} has one factor a head's channel")
                                     for value in (q, k, v))
-    k_labels, v_labels = (_grouped(labels, shape_of(q)[-3]) for labels in (k_labels, v_labels))
+    if len(shape_of(q)) > 2:
+        k_labels, v_labels = (_grouped(labels, shape_of(q)[-3]) for labels in (k_labels, v_labels))
     scores = walk.system.combine([(1, q_labels), (1, k_labels)], f"the scores of %{name}")
     walk.system.zero(scores, f"the scores of %{name}")
     for labels in (q_labels, k_labels):

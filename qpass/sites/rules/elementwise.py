@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.sites.flow import Flow, Weight
+from qpass.sites.flow import Dynamic, Flow, Weight
 from qpass.sites.rule import rule
 from qpass.sites.system import NEUTRAL
 from qpass.sites.walk import Walk
 
 Number = int | float | bool
+
+
+def _plain(value: Any) -> bool:
+    """A number that is the same in every call."""
+    return isinstance(value, Number) and not isinstance(value, Dynamic)
 
 
 def _meta(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
@@ -49,7 +54,7 @@ def result(walk: Walk, node: fx.Node, meta: Tensor, labels: Tensor, over: Any, v
 def add(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
     """y = x₁ ± x₂: both have the same factor. A parameter plus a number is a parameter with an offset."""
     name, alpha = _name(node), kwargs.get("alpha", 1)
-    if isinstance(x, Weight) and isinstance(y, Number) and name in ("add", "sub"):
+    if isinstance(x, Weight) and _plain(y) and _plain(alpha) and name in ("add", "sub"):
         return replace(x, offset=x.offset + y * alpha * (1 if name == "add" else -1))
     labels, over = grouped(walk, node, [x, y])
     made = walk.merge(labels[0], labels[1], f"%{node.meta['name']} adds it to what must not change")
@@ -118,7 +123,7 @@ def leaky_relu(walk: Walk, node: fx.Node, x: Any, *slope: Any) -> Any:
 def clamp(walk: Walk, node: fx.Node, x: Any, *bounds: Any, **kwargs: Any) -> Any:
     """y = min(max(x, low), high): factors pass bounds of 0 and infinity only."""
     limits = [bound for bound in (*bounds, *kwargs.values()) if bound is not None]
-    loose = all(isinstance(bound, Number) and (bound == 0 or abs(bound) == float("inf")) for bound in limits)
+    loose = all(_plain(bound) and (bound == 0 or abs(bound) == float("inf")) for bound in limits)
     if not isinstance(x, Flow) or not loose:
         return walk.keep(node, [v for v in (x, *limits) if isinstance(v, Flow | Weight)], (x, *bounds), kwargs,
                           known=True)  # fmt: skip
@@ -142,7 +147,7 @@ def extreme(walk: Walk, node: fx.Node, x: Any, y: Any) -> Any:
 @rule("pow", identity="(s*x)**2 = s**2*x**2")
 def power(walk: Walk, node: fx.Node, x: Any, exponent: Any) -> Any:
     """y = xᵖ, p a number: the factor to that power."""
-    if not isinstance(exponent, Number) or not isinstance(x, Flow | Weight):
+    if not _plain(exponent) or not isinstance(x, Flow | Weight):
         return walk.keep(node, [v for v in (x, exponent) if isinstance(v, Flow | Weight)], (x, exponent), {},
                           known=True)  # fmt: skip
     return _power(walk, node, x, float(exponent), exponent)

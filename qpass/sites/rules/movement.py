@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from qpass.sites.flow import Flow, Weight, carries
+from qpass.sites.flow import Dynamic, Flow, Weight, carries
 from qpass.sites.rule import rule
 from qpass.sites.system import NEUTRAL
 from qpass.sites.walk import Walk
@@ -18,7 +18,8 @@ MOVES = ("reshape", "view", "transpose", "permute", "t", "expand", "slice", "sel
          "split_with_sizes", "chunk", "unbind", "repeat", "repeat_interleave", "flip", "roll", "narrow", "unfold",
          "movedim", "expand_as", "view_as", "diagonal", "swapaxes", "flatten", "unflatten", "tensor_split", "clone",
          "contiguous", "alias", "detach", "numpy_T", "adjoint", "moveaxis", "swapdims", "mT", "ravel")
-LAST = ("slice", "split", "split_with_sizes", "chunk", "select", "narrow", "unbind", "unsqueeze")
+SHAPED = ("reshape", "view", "expand", "repeat", "unflatten", "expand_as", "view_as")
+"""These take symbolic sizes as sizes only."""
 
 
 @rule(*MOVES, identity="s*x = s*x")
@@ -30,7 +31,27 @@ def moved(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         x = replace(x, labels=walk.labels(x, node), over=None)
     rest = pytree.tree_map(lambda leaf: leaf.meta if isinstance(leaf, Flow) else leaf, (args, kwargs))
     call: Any = node.target
+    if any(isinstance(leaf, Dynamic) for leaf in pytree.tree_leaves(rest)) and _name(node) not in SHAPED:
+        x = _held(walk, node, x)
     return walk.move(x, node, lambda value: call(value, *rest[0], **rest[1]))
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target.overloadpacket.__name__)  # type: ignore[union-attr]
+
+
+def _held(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """Where to cut depends on a size of the call: one factor all along every dimension it may be."""
+    name, dims = _name(node), [node.args[1]] if len(node.args) > 1 else []
+    shape = x.shape if isinstance(x, Weight) else x.meta.shape
+    along = [d % len(shape) for d in dims if isinstance(d, int)] if name in ("slice", "narrow", "select") else []
+    along = along or list(range(len(shape)))
+    if isinstance(x, Weight):
+        moving = [any(coord.shape[d] > 1 and coord.stride(d) != 0 for d in along) for coord in x.coords]
+        return replace(x, coords=tuple(torch.full((), -1).expand(coord.shape) if moves else coord
+                                       for moves, coord in zip(moving, x.coords)))  # fmt: skip
+    labels = walk.tie(walk.labels(x, node), along, f"%{node.meta['name']} cuts where a size of the call says")
+    return replace(x, labels=labels.expand(shape), over=None)
 
 
 def _keeps_rows(node: fx.Node, x: Flow, args: Any) -> bool:
@@ -179,6 +200,8 @@ def triangle(walk: Walk, node: fx.Node, x: Any, *args: Any) -> Any:
 def copy(walk: Walk, node: fx.Node, x: Any, source: Any, *args: Any) -> Any:
     """y = x₂, in the shape of x."""
     meta = walk.shape_of(node, (x, source), {})
+    if not carries(meta):
+        return walk.keep(node, [source] if isinstance(source, Flow | Weight) else [], (x, source), {}, known=True)
     return walk.flow(meta, walk.labels(source, node))
 
 

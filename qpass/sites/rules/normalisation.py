@@ -50,9 +50,11 @@ def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> An
             walk.zero(bias, node, f"the bias of %{name}, which has no weight")
         return walk.flow(meta, why=f"%{name} has no weight that could make a factor")
     labels = walk.labels(weight, node).expand(meta.shape)
-    if isinstance(bias, Weight):
+    if bias is not None:
         walk.system.equal(walk.labels(weight, node), walk.labels(bias, node), f"weight and bias of %{name}")
-        if isinstance(weight, Weight):
+        if not isinstance(bias, Weight):
+            walk.shifts.refuse(labels, f"the bias of %{name} is computed")
+        elif isinstance(weight, Weight):
             walk.uses[walk._dense[weight.name, weight.offset].order].bias = bias.name
     else:
         walk.shifts.needs_bias(labels, name)

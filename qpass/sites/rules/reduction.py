@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.sites.flow import Flow
+from qpass.sites.flow import Flow, Weight
 from qpass.sites.rule import rule
 from qpass.sites.walk import Walk
 
@@ -27,8 +27,9 @@ def total(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
 @rule("amax", "amin", "max", "min", identity="Max(s*x, s*y) = s*Max(x, y)")
 def extreme(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = max(x), with or without where it is."""
-    if args and isinstance(args[0], Flow | Tensor):
-        return walk.keep(node, [v for v in (x, args[0]) if isinstance(v, Flow)], (x, *args), kwargs, known=True)
+    if args and isinstance(args[0], Flow | Weight | Tensor):
+        both = [value for value in (x, args[0]) if isinstance(value, Flow | Weight)]
+        return walk.keep(node, both, (x, *args), kwargs, known=True)
     return _reduced(walk, node, x, args, kwargs)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -127,7 +128,7 @@ def markdown(outcomes: dict[str, Outcome]) -> str:
              "| architecture | status | sites | freedom | error | seconds | reasons |",
              "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
     for name, found in outcomes.items():
-        reasons = "; ".join(found.reasons).replace("|", "\\|")
+        reasons = re.sub(r"\S*site-packages/", "", "; ".join(found.reasons))[:160].replace("|", "\\|")
         error = f"{found.error:.1e}" if found.sites else ""
         lines.append(f"| {name} | {found.status} | {found.sites} | {found.freedom} | {error} | {found.seconds:.1f} | "
                      f"{reasons} |")

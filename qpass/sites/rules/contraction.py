@@ -7,6 +7,7 @@ factors of each channel that is summed over must cancel, or be the same for all.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -158,24 +159,55 @@ def add_bias(walk: Walk, node: fx.Node, value: Flow, bias: Any) -> Any:
 
 @rule("einsum", identity=LINEAR)
 def einsum(walk: Walk, node: fx.Node, equation: str, operands: Any, **kwargs: Any) -> Any:
-    """y = Σ over the indices that the result does not have."""
-    left, right = equation.replace(" ", "").split("->")
-    names = left.split(",")
-    if len(names) != 2 or "." in equation or any(isinstance(value, Weight) for value in operands):
+    """y = Σ over the indices that the result does not have: a matrix product once the indices are in order."""
+    terms = spelled(equation, [len(shape_of(value)) for value in operands])
+    if terms is None:
         values = [value for value in operands if isinstance(value, Flow | Weight)]
         return walk.keep(node, values, (equation, operands), kwargs, known=True)
-    order = right + "".join(sorted(set(left) - set(right) - {","}))
-    labels = [_ordered(walk.labels(value, node), name, order) for value, name in zip(operands, names)]
-    total = walk.system.combine([(1, labels[0]), (1, labels[1])], f"%{node.meta['name']} sums over it")
-    for label in labels:
-        walk.shifts.refuse(label, f"%{node.meta['name']} multiplies it")
-    summed = range(len(right), len(order))
-    made = walk.tie(total, summed, f"%{node.meta['name']} sums over it")
-    meta = walk.shape_of(node, (equation, operands), kwargs)
-    return walk.flow(meta, made.reshape(made.shape[: len(right)]).expand(meta.shape))
+    (one, other), result = terms
+    x, y = operands
+    if isinstance(x, Weight):
+        (x, one), (y, other) = (y, other), (x, one)
+    batch = [letter for letter in result if letter in one and letter in other]
+    summed = [letter for letter in one if letter in other and letter not in result]
+    rows, columns = ([letter for letter in name if letter not in batch + summed] for name in (one, other))
+    sizes = {letter: size for name, value in ((one, x), (other, y)) for letter, size in zip(name, shape_of(value))}
+    left = _matrix(walk, node, x, one, [batch, rows, summed], sizes)
+    right = _matrix(walk, node, y, other, [batch, summed, columns], sizes)
+    found = by_parameter(walk, node, left, right, None) if isinstance(right, Weight) and isinstance(left, Flow) else (
+        activations(walk, node, left, right))  # fmt: skip
+    order = batch + rows + columns
+    spread = [sizes[letter] for letter in order]
+
+    def back(value: Tensor) -> Tensor:
+        return value.reshape(spread).permute([order.index(letter) for letter in result])
+
+    return walk.move(found, node, back)
 
 
-def _ordered(labels: Tensor, name: str, order: str) -> Tensor:
-    labels = labels.permute([name.index(letter) for letter in order if letter in name])
-    return labels[tuple(slice(None) if letter in name else None for letter in order)]
+def spelled(equation: str, ranks: list[int]) -> tuple[list[str], str] | None:
+    """Letters of the two operands and of the result, an ellipsis written out; None for what is no matrix product."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    names = left.split(",")
+    if not arrow or len(names) != 2:
+        return None
+    extra = {max(0, rank - len(name.replace("...", ""))) for name, rank in zip(names, ranks) if "..." in name}
+    if len(extra) > 1:
+        return None
+    letters = "ABCDEFGH"[: extra.pop()] if extra else ""
+    names = [name.replace("...", letters) for name in names]
+    result = result.replace("...", letters)
+    single = all(len(set(name)) == len(name) for name in (*names, result))
+    lone = set(names[0]) ^ set(names[1])
+    return (names, result) if single and lone <= set(result) else None
 
+
+def _matrix(walk: Walk, node: fx.Node, value: Any, name: str, groups: list[list[str]], sizes: dict[str, int]) -> Any:
+    """A value with its indices in three groups, each one dimension."""
+    order = [name.index(letter) for group in groups for letter in group]
+    shape = [prod(sizes[letter] for letter in group) for group in groups]
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.permute(order).reshape(shape)
+
+    return walk.move(value, node, move) if isinstance(value, Flow | Weight) else move(value)

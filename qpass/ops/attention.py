@@ -39,7 +39,7 @@ def eager_attention(
         q: [B, H_q, T, D]; k, v: [B, H_kv, S, D]; H_q a multiple of H_kv.
         mask: additive float, broadcast to [B, H_q, T, S]; None for none.
         scale: factor on the scores.
-        softcap: bound on the size of the scores (Gemma 2); 0 for none.
+        softcap: bound on the size of the scores; 0 for none.
     """
     repeats = q.shape[1] // k.shape[1]
     scores = torch.matmul(q, _repeat(k, repeats).transpose(2, 3)) * scale

@@ -15,8 +15,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, 
     Args:
         x: [..., H] of any float dtype.
         weight: [H], or None for no weight.
-        offset: 0 (Llama) or 1 (Gemma).
-        late_cast: multiply by the weight in float32 and round once (Gemma, OLMo), instead of rounding before it.
+        offset: 0, or 1 where the weight is stored less one.
+        late_cast: multiply by the weight in float32 and round once, instead of rounding before it.
     """
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)

@@ -14,7 +14,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
 
     Args:
         x: [..., D]; cos, sin: broadcast to x.
-        interleaved: channel 2i pairs with 2i+1 (GPT-J layout), instead of i with i + D/2 (Llama layout).
+        interleaved: channel 2i pairs with 2i+1 instead of i with i + D/2.
     """
     if interleaved:
         turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)

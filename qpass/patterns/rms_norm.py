@@ -1,4 +1,4 @@
-"""RMSNorm written out, rounded before the weight, as in Llama, Qwen and Mistral.
+"""RMSNorm written out, rounded before the weight.
 
     y = w · (x32 · rsqrt(mean(x32², -1) + eps)).to(x.dtype)
 

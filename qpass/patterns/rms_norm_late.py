@@ -1,4 +1,4 @@
-"""RMSNorm rounded once, after the weight: OLMo 2, GPT-OSS, and ``torch.nn.RMSNorm``.
+"""RMSNorm rounded once, after the weight, as in ``torch.nn.RMSNorm``.
 
     y = (w32 · x32 · rsqrt(mean(x32², -1) + eps)).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""RMSNorm with its weight stored less one, and rounded once, as in Gemma.
+"""RMSNorm with its weight stored less one, and rounded once.
 
     y = (x32 · rsqrt(mean(x32², -1) + eps) · (1 + w32)).to(x.dtype)
 

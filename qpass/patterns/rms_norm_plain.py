@@ -1,4 +1,4 @@
-"""RMSNorm without a weight, as Llama 4 and Gemma 3n use on queries, keys and values.
+"""RMSNorm without a weight, as some use on queries, keys and values.
 
     y = (x32 · rsqrt(mean(x32², -1) + eps)).to(x.dtype)
 

@@ -120,3 +120,15 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert not PRIVATE.search("torch.ops.aten._softmax.default") and not PRIVATE.search("torch.nn.functional")
     assert not PRIVATE.search("torch.__file__")
     assert FAMILIES.search("is_llama(model)") and FAMILIES.search("'gpt_neox'") and not FAMILIES.search("options")
+
+
+NAMES = re.compile(r"llama|qwen|gemma|mi[xs]tral|\bbert\b|\bgpt|falcon|deepseek|olmo|\bphi[34]?\b|\bopt\b|bloom", re.I)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "qpass" in path.parts], ids=name)
+def test_no_architecture_is_named(path: Path) -> None:
+    """What a model is follows from its dataflow; what qpass ships is named in its assets."""
+    if path.parent.name == "assets":
+        return
+    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if NAMES.search(line)]
+    assert not found

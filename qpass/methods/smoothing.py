@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,30 @@ from qpass.sites.site import Axis, Site
 KINDS = ("linear-norm", "serial linear-linear", "parallel linear-linear", "gated activation", "other")
 DEFAULT_KINDS = ("linear-norm", "serial linear-linear")
 FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Options of a recipe, for methods that balance activations against weights.
+
+    Args:
+        alpha: 0 leaves the activations' outliers where they are, 1 moves them to the weights as a whole.
+        kinds: which kinds of site to act on.
+        include, exclude: globs over parameter names; a site is in if one of its parameters matches.
+    """
+
+    alpha: float = 0.5
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        for option in ("kinds", "include", "exclude"):
+            object.__setattr__(self, option, as_tuple(getattr(self, option)))
+        check_options(self.name, self.alpha, self.kinds, (*self.include, *self.exclude))
 
 
 def check_options(method: str, alpha: float, kinds: Sequence[str], globs: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qpass.graph.program import Change, Program
 from qpass.methods.method import Data, Solution
-from qpass.methods.smoothing import DEFAULT_KINDS, as_tuple, balance, check_options, chosen, collect, weight_max
+from qpass.methods.smoothing import Smoothing, balance, chosen, collect, weight_max
 from qpass.observe.run import observe
 from qpass.observe.statistics import Stats
 from qpass.sites.analysis import Analysis
@@ -27,27 +27,11 @@ from qpass.sites.site import Site
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
-    """Options of a recipe.
-
-    Args:
-        alpha: 0 leaves the activations' outliers where they are, 1 moves them to the weights as a whole.
-        kinds: which kinds of site to act on.
-        include, exclude: globs over parameter names; a site is in if one of its parameters matches.
-    """
-
-    alpha: float = 0.5
-    kinds: tuple[str, ...] = DEFAULT_KINDS
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+class SmoothQuant(Smoothing):
+    """Options as in ``Smoothing``."""
 
     name: ClassVar[str] = "smoothquant"
     needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for option in ("kinds", "include", "exclude"):
-            object.__setattr__(self, option, as_tuple(getattr(self, option)))
-        check_options(self.name, self.alpha, self.kinds, (*self.include, *self.exclude))
 
     def solve(self, program: Program, analysis: Analysis, data: Data | None) -> Solution:
         """One ``Fold`` a site. Raises InputError or NumericsError for batches that cannot be used."""

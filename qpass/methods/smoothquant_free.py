@@ -18,28 +18,18 @@ from torch import Tensor
 
 from qpass.graph.program import Change, Program
 from qpass.methods.method import Data, Solution
-from qpass.methods.smoothing import DEFAULT_KINDS, as_tuple, balance, check_options, chosen, collect, weight_max
+from qpass.methods.smoothing import Smoothing, balance, chosen, collect, weight_max
 from qpass.sites.analysis import Analysis
 from qpass.sites.edits import Fold
 from qpass.sites.site import Axis, Site
 
 
 @dataclass(frozen=True)
-class SmoothQuantFree:
-    """Options of a recipe, as those of ``SmoothQuant``."""
-
-    alpha: float = 0.5
-    kinds: tuple[str, ...] = DEFAULT_KINDS
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+class SmoothQuantFree(Smoothing):
+    """Options as in ``Smoothing``."""
 
     name: ClassVar[str] = "smoothquant-free"
     needs_data: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for option in ("kinds", "include", "exclude"):
-            object.__setattr__(self, option, as_tuple(getattr(self, option)))
-        check_options(self.name, self.alpha, self.kinds, (*self.include, *self.exclude))
 
     def solve(self, program: Program, analysis: Analysis, data: Data | None) -> Solution:
         """One ``Fold`` a site."""

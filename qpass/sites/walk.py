@@ -286,6 +286,10 @@ class Walk:
         small = narrowed(*value.coords) if len(value.coords) > 1 else (narrowed(value.coords[0]),)
         return ids[tuple(coord.clamp(min=0) for coord in small)].expand(value.shape)
 
+    def use_of(self, value: Weight) -> Use:
+        """How a parameter that is read elementwise follows."""
+        return self._dense[value.name, value.offset]
+
     def use(self, use: Use) -> Use:
         """Register how a parameter is read."""
         use.order = len(self.uses)

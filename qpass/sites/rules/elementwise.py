@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qpass.graph.values import op_name
 from qpass.sites.flow import Dynamic, Flow, Weight
 from qpass.sites.rule import rule
 from qpass.sites.system import NEUTRAL
@@ -53,7 +54,7 @@ def result(walk: Walk, node: fx.Node, meta: Tensor, labels: Tensor, over: Any, v
 @rule("add", "sub", "rsub", identity="s*x + s*y = s*(x + y)")
 def add(walk: Walk, node: fx.Node, x: Any, y: Any, **kwargs: Any) -> Any:
     """y = x₁ ± x₂: both have the same factor. A parameter plus a number is a parameter with an offset."""
-    name, alpha = _name(node), kwargs.get("alpha", 1)
+    name, alpha = op_name(node.target), kwargs.get("alpha", 1)
     if isinstance(x, Weight) and _plain(y) and _plain(alpha) and name in ("add", "sub"):
         return replace(x, offset=x.offset + y * alpha * (1 if name == "add" else -1))
     labels, over = grouped(walk, node, [x, y])
@@ -222,7 +223,3 @@ def addcmul(walk: Walk, node: fx.Node, x: Any, y: Any, z: Any, **kwargs: Any) ->
     made = walk.merge(walk.labels(x, node), product, why)
     walk.shifts.refuse(made, why)
     return walk.flow(_meta(walk, node, x, y, z, **kwargs), made)
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target.overloadpacket.__name__)  # type: ignore[union-attr]

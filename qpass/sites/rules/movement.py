@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from qpass.graph.values import op_name
 from qpass.sites.flow import Dynamic, Flow, Weight, carries
 from qpass.sites.rule import rule
 from qpass.sites.system import NEUTRAL
@@ -31,18 +32,14 @@ def moved(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         x = replace(x, labels=walk.labels(x, node), over=None)
     rest = pytree.tree_map(lambda leaf: leaf.meta if isinstance(leaf, Flow) else leaf, (args, kwargs))
     call: Any = node.target
-    if any(isinstance(leaf, Dynamic) for leaf in pytree.tree_leaves(rest)) and _name(node) not in SHAPED:
+    if any(isinstance(leaf, Dynamic) for leaf in pytree.tree_leaves(rest)) and op_name(node.target) not in SHAPED:
         x = _held(walk, node, x)
     return walk.move(x, node, lambda value: call(value, *rest[0], **rest[1]))
 
 
-def _name(node: fx.Node) -> str:
-    return str(node.target.overloadpacket.__name__)  # type: ignore[union-attr]
-
-
 def _held(walk: Walk, node: fx.Node, x: Any) -> Any:
     """Where to cut depends on a size of the call: one factor all along every dimension it may be."""
-    name, dims = _name(node), [node.args[1]] if len(node.args) > 1 else []
+    name, dims = op_name(node.target), [node.args[1]] if len(node.args) > 1 else []
     shape = x.shape if isinstance(x, Weight) else x.meta.shape
     along = [d % len(shape) for d in dims if isinstance(d, int)] if name in ("slice", "narrow", "select") else []
     along = along or list(range(len(shape)))
@@ -56,7 +53,7 @@ def _held(walk: Walk, node: fx.Node, x: Any) -> Any:
 
 def _keeps_rows(node: fx.Node, x: Flow, args: Any) -> bool:
     """Whether a movement leaves the first dimension alone, so that rows still belong to their groups."""
-    name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    name = op_name(node.target)
     where = {"split": 1, "split_with_sizes": 1, "chunk": 1, "narrow": 0, "slice": 0, "select": 0, "unbind": 0,
              "unsqueeze": 0}.get(name)  # fmt: skip
     if where is not None:
@@ -128,7 +125,7 @@ def index(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         return _masked(walk, node, x, picks, len(args[0]))
     if not any(pick.is_meta for pick in picks) and not isinstance(x, Weight):
         return moved(walk, node, x, *args, **kwargs)
-    name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    name = op_name(node.target)
     dims = [d for d, pick in enumerate(args[0]) if pick is not None] if name == "index" else [
         (args[1] if name == "take_along_dim" else args[0]) % len(x.shape if isinstance(x, Weight) else x.meta.shape)]
     zeros = pytree.tree_map(

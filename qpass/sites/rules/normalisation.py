@@ -55,7 +55,7 @@ def _normalised(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> An
         if not isinstance(bias, Weight):
             walk.shifts.refuse(labels, f"the bias of %{name} is computed")
         elif isinstance(weight, Weight):
-            walk.uses[walk._dense[weight.name, weight.offset].order].bias = bias.name
+            walk.use_of(weight).bias = bias.name
     else:
         walk.shifts.needs_bias(labels, name)
     return walk.flow(meta, labels)

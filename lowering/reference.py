@@ -19,11 +19,11 @@ def _prepare(names: Mapping[str, str], program: Program, case: Case) -> dict[str
 
 
 def _call(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
-    codes, scale, zero = weights["codes"], weights["scale"], weights.get("zero")
+    parts = weights["codes"], weights["scale"], weights.get("zero"), weights.get("outer")
     if case.scheme.input is None:
-        return ops.weight_only_linear(inputs[0], codes, scale, zero, bias, str(case.scheme.weight))
+        return ops.weight_only_linear(inputs[0], *parts, bias, str(case.scheme.weight))
     formats = str(case.scheme.input), str(case.scheme.weight)
-    return ops.linear(*inputs, codes, scale, zero, bias, *formats, case.dtype)
+    return ops.linear(*inputs, *parts, bias, *formats, case.dtype)
 
 
 DEQUANTIZE = lowering.Kernel(

@@ -10,6 +10,7 @@ import torch
 from qpass import ops, pipeline
 from qpass.errors import QPassError
 from qpass.formats import SCHEMES
+from qpass.formats.scheme import FAMILIES
 from qpass.graph.rule import Rule
 from qpass.lowering import Case, Kernel
 from qpass.lowering.cpu import kernels
@@ -59,9 +60,10 @@ def _ops() -> Iterator[str]:
 
 
 def _schemes() -> Iterator[str]:
-    yield "\nschemes: names a recipe may use (w4a16-gN and w4a8-gN take any N; formats are weight x input)"
+    yield "\nschemes: names a recipe may use; their formats are weight x input"
     for name, scheme in SCHEMES.items():
-        yield f"  {name:<16} {scheme}"
+        yield f"  {name:<18} {scheme}"
+    yield f"  with any number: {', '.join(FAMILIES)}"
 
 
 def _methods() -> Iterator[str]:

@@ -96,8 +96,11 @@ def run(
         dump(trace)
         if stage == "PLANNED":
             trace.plan = summarise(program, recipe, target)
-        if stage == "SOLVED" and trace.plan is not None:
-            trace.plan = replace(trace.plan, methods=method_lines(program, recipe))
+        if stage == "SOLVED" and recipe.methods and trace.plan is not None:
+            solved = summarise(program, recipe, target)
+            saved = solved.bytes_after - solved.bytes_before
+            trace.plan = replace(trace.plan, choices=solved.choices, methods=method_lines(program, recipe),
+                                 bytes_after=trace.plan.bytes_before + saved)  # fmt: skip
         if progress:
             progress(stage)
         if stage == until:

@@ -26,7 +26,7 @@ from qpass.methods import METHODS, Method, as_data, make
 
 KEEP = "keep"
 PRESETS = {"smoothquant-w8a8": "smoothquant+w8a8-int8"}
-"""A paper's name -> methods and scheme."""
+"""A paper's name -> methods and scheme. Methods may be added before or behind it: ``lorc`` in ``preset+lorc``."""
 _FIELDS = ("name", "methods", "linears")
 _MAX_BYTES = 1 << 20
 
@@ -61,7 +61,8 @@ class Recipe:
     def parse(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
         """A recipe from itself, a name, a YAML or JSON file, or a dict.
 
-        A name is that of a scheme, ``method+scheme`` with any number of methods, or one of ``PRESETS``.
+        A name is that of a scheme, or of one of ``PRESETS``, and any number of methods, joined by ``+``; the methods
+        run in the order in which they stand.
 
         Raises:
             RecipeError: unknown scheme, method, field or format, with the nearest legal word; an unreadable file.
@@ -73,7 +74,8 @@ class Recipe:
         text = str(recipe)
         if text.endswith((".yaml", ".yml", ".json")):
             return _from_dict(_read(Path(text)), Path(text).stem)
-        *methods, scheme = PRESETS.get(text, text).split("+")
+        words = [part for word in text.split("+") for part in PRESETS.get(word, word).split("+")]
+        *methods, scheme = [word for word in words if word in METHODS] + [word for word in words if word not in METHODS]
         made = tuple(make(word) for word in methods)
         return Recipe(text, (Line("*", _scheme_of(scheme, alone=not methods)),), made)
 

@@ -59,7 +59,9 @@ def _quantised(node: fx.Node) -> str | None:
 
 
 def _fused(node: fx.Node) -> str | None:
-    return f"a stray {op_name(node.target)}" if op_name(node.target).startswith("torchao.") else _normal(node)
+    name = op_name(node.target)
+    stray = name.startswith("torchao.") or name in ("qpass.dequantize_input", "qpass.dequantize_weight")
+    return f"a stray {name}" if stray else _normal(node)
 
 
 def _lowered(node: fx.Node) -> str | None:

@@ -15,9 +15,11 @@ _INT4_GROUPS = (32, 64, 128, 256)
 
 def _refuses_int8(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is None or weight.bits != 8:
+    inputs = case.scheme.input
+    if inputs is None or weight.element != "int8":
         return ""
-    if weight.granularity != "channel" or not weight.symmetric or case.scheme.input.bits != 8:
+    fits = (inputs.element, inputs.granularity) == ("int8", "token")
+    if weight.granularity != "channel" or not weight.symmetric or not fits:
         return "it takes 8-bit inputs and int8:channel:sym weights"
     return None
 
@@ -43,7 +45,7 @@ def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 
 def _refuses_int8_weight(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 8:
+    if case.scheme.input is not None or weight.element != "int8":
         return ""
     if weight.granularity != "channel" or not weight.symmetric:
         return "it takes int8:channel:sym weights"
@@ -71,10 +73,12 @@ def _call_int8_weight(
 
 def _refuses_int4(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 4:
+    if case.scheme.input is not None or weight.element != "int4":
         return ""
     if weight.symmetric:
         return "it takes unsigned codes"
+    if weight.scale != "bf16":
+        return "it takes scales of bf16"
     if weight.group not in _INT4_GROUPS:
         return f"it takes groups of {', '.join(map(str, _INT4_GROUPS))}"
     if case.out_features % 16 or case.in_features % weight.group:

@@ -29,9 +29,9 @@ def _unavailable(case: Case) -> str | None:
 
 def _refuses_int8(case: Case) -> str | None:
     weight, activation = case.scheme.weight, case.scheme.input
-    if activation is None or activation.bits != 8:
+    if activation is None or activation.element != "int8" or activation.granularity != "token":
         return OTHER_KIND
-    if weight.bits != 8 or weight.granularity != "channel" or not weight.symmetric:
+    if weight.element != "int8" or weight.granularity != "channel" or not weight.symmetric or weight.scale != "f32":
         return "it takes int8:channel:sym weights"
     if case.in_features > _MAX_INT8_K:
         return f"{case.in_features} inputs could overflow int32"
@@ -61,8 +61,10 @@ def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 
 def _refuses_int4(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 4:
+    if case.scheme.input is not None or weight.element != "int4":
         return OTHER_KIND
+    if weight.granularity == "group" and weight.scale != "bf16":
+        return "it takes scales of bf16"
     if weight.group % 2 and weight.group < case.in_features:
         return "it takes groups of an even size"
     if weight.symmetric:
@@ -92,9 +94,9 @@ def _call_int4(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: 
 
 def _refuses_int8_weight(case: Case) -> str | None:
     weight = case.scheme.weight
-    if case.scheme.input is not None or weight.bits != 8:
+    if case.scheme.input is not None or weight.element != "int8":
         return OTHER_KIND
-    if weight.granularity != "channel" or not weight.symmetric:
+    if weight.granularity != "channel" or not weight.symmetric or weight.scale != "f32":
         return "it takes int8:channel:sym weights"
     return _unavailable(case)
 

@@ -168,7 +168,10 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 
 
 def _reachable(program: Program) -> dict[str, Param]:
-    """The parameters that the graph reads, and those they are derived from."""
+    """The parameters that the graph reads, those they are derived from, and the parts of each that a pass has left.
+
+    A part of ``w`` is a parameter with a name such as ``w.codes``, which nothing reads until quantized ops are there.
+    """
     found: dict[str, Param] = {}
     pending = list(reversed(program.used_params()))
     while pending:
@@ -178,4 +181,11 @@ def _reachable(program: Program) -> dict[str, Param]:
         found[name] = param = program.params[name]
         if isinstance(param, Derived):
             pending += param.sources
-    return found
+    parts = {name: param for name, param in program.params.items() if name not in found and _owner(name, found)}
+    return {**found, **parts}
+
+
+def _owner(name: str, found: Mapping[str, Param]) -> bool:
+    """Whether ``name`` is ``owner.part`` or ``owner.part.part`` of a parameter in ``found``."""
+    first = name.rpartition(".")[0]
+    return first in found or first.rpartition(".")[0] in found

@@ -8,11 +8,11 @@ from typing import Any
 
 from qpass.errors import RecipeError
 from qpass.formats import nearest
-from qpass.methods.method import Method, Solution
+from qpass.methods.method import Amends, Method, Solution
 from qpass.methods.smoothquant import SmoothQuant
 from qpass.methods.smoothquant_free import SmoothQuantFree
 
-__all__ = ["METHODS", "Method", "Solution", "as_data", "make", "options"]
+__all__ = ["METHODS", "Amends", "Method", "Solution", "as_data", "make", "options"]
 
 METHODS: dict[str, type[Any]] = {method.name: method for method in (SmoothQuant, SmoothQuantFree)}
 

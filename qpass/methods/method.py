@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from qpass.formats import Scheme
 from qpass.graph.program import Change, Param, Program
 from qpass.sites.analysis import Analysis
 from qpass.sites.edits import Edit
@@ -21,14 +22,18 @@ class Solution:
     Args:
         edits: exact re-scalings and shifts, in order; each is checked on the graph and refused if it is not exact.
         params: parameters to set after the edits, by name. Not exact, and not checked. A method that chooses codes
-            sets ``<weight>.codes``, ``<weight>.scale`` and ``<weight>.zero``, which ``quantise`` takes as they are.
+            sets ``<weight>.codes``, ``.scale``, ``.zero`` and ``.outer``, which ``quantise`` takes as they are. One
+            that only chooses scales sets those, and codes are rounded with them.
         add_bias: shifts may give a bias to an op that has none.
+        schemes: weights whose linears get another scheme, by name; None keeps them in float. The kernel stays, so only
+            the low-rank branch may differ, or the linear be kept.
         notes: what was left out and why, and what the user should know; (by, where, what) as in a program's log.
     """
 
     edits: tuple[Edit, ...] = ()
     params: Mapping[str, Param] = field(default_factory=dict)
     add_bias: bool = False
+    schemes: Mapping[str, Scheme | None] = field(default_factory=dict)
     notes: tuple[Change, ...] = ()
 
 
@@ -46,4 +51,13 @@ class Method(Protocol):
 
     def solve(self, program: Program, analysis: Analysis, data: Data | None) -> Solution:
         """What to do to a PLANNED program. ``data`` is None only where ``needs_data`` is False."""
+        ...
+
+
+@runtime_checkable
+class Amends(Protocol):
+    """A method that says at the time of planning what it will add to a linear's scheme, so that the plan tells it."""
+
+    def amend(self, scheme: Scheme, shape: tuple[int, int]) -> Scheme:
+        """The scheme of a linear of [N, K] that the recipe gives ``scheme``."""
         ...

@@ -38,7 +38,7 @@ CHOOSE = torch.ops.torchao.choose_qparams_affine.default
 QUANTIZE = torch.ops.torchao.quantize_affine.default
 DEQUANTIZE = torch.ops.torchao.dequantize_affine.default
 EPSILON = 1e-12  # scale of a row of zeros
-_AT_ONCE = 1 << 21  # weights widened to float32 at a time: a large head and its temporaries would be a GiB
+AT_ONCE = 1 << 21  # weights widened to float32 at a time: a large head and its temporaries would be a GiB
 
 
 def mapping(fmt: Format) -> str:
@@ -72,7 +72,7 @@ def quantize(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, fmt: Format) -> Te
 
 
 def _rows_at_once(w_NK: Tensor) -> int:
-    return max(1, _AT_ONCE // w_NK.shape[1])
+    return max(1, AT_ONCE // w_NK.shape[1])
 
 
 def _choose(w_NK: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:

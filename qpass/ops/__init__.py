@@ -6,10 +6,13 @@ from qpass.ops.dialect import REGISTRY, Op
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
     activation_quantize,
+    dequantize_input,
+    dequantize_weight,
     gated_quantize,
     layer_norm_quantize,
     linear,
     quantize,
+    quantize_static,
     rms_norm_quantize,
     weight_only_linear,
 )
@@ -22,6 +25,8 @@ __all__ = [
     "activation_quantize",
     "attention",
     "cache_update",
+    "dequantize_input",
+    "dequantize_weight",
     "eager_attention",
     "gated",
     "gated_quantize",
@@ -29,6 +34,7 @@ __all__ = [
     "layer_norm_quantize",
     "linear",
     "quantize",
+    "quantize_static",
     "rms_norm",
     "rms_norm_quantize",
     "rotary",

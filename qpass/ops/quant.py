@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qpass.formats import Format
-from qpass.numerics import affine
+from qpass.numerics import codec
+from qpass.numerics.scales import Scales
 from qpass.ops.activation import gated
 from qpass.ops.dialect import define
 from qpass.ops.norm import layer_norm, rms_norm
@@ -15,16 +16,51 @@ from qpass.ops.norm import layer_norm, rms_norm
 
 @define("quantize(Tensor x, str format) -> (Tensor, Tensor, Tensor)")
 def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero point of each row of x.
+    """Codes, scale and zero point of each row of x, or of each group of a row.
 
     Args:
         x: [..., K], any float dtype.
-        format: a format per token, for example ``int8:token:asym``.
+        format: of an input, for example ``int8:token:asym`` or ``mxfp8``.
 
     Returns:
-        codes [..., K] (uint8 or int8), scale [..., 1] float32, zero point [..., 1] int32.
+        codes [..., K] (of the format's dtype), scale [..., G] float32, zero point [..., G] int32; G = 1 for a token.
     """
-    return affine.quantize_rows(x, Format.parse(format))
+    return codec.quantize_rows(x, Format.parse(format))
+
+
+@define("quantize_static(Tensor x, Tensor scale, Tensor zero, str format) -> Tensor")
+def quantize_static(x: Tensor, scale: Tensor, zero: Tensor, format: str) -> Tensor:
+    """Codes [..., K] of x with one scale that calibration has fixed.
+
+    Args:
+        x: [..., K], any float dtype.
+        scale, zero: float32 and int32, one element each.
+        format: of an input, for example ``int8:tensor:asym:static``.
+    """
+    return codec.quantize_static(x, scale, zero, Format.parse(format))
+
+
+@define("dequantize_input(Tensor codes, Tensor scale, Tensor zero, str format, ScalarType dtype) -> Tensor")
+def dequantize_input(codes: Tensor, scale: Tensor, zero: Tensor, format: str, dtype: torch.dtype) -> Tensor:
+    """The values [..., K] of ``dtype`` that ``quantize`` or ``quantize_static`` stored. Shapes as there."""
+    return codec.dequantize_rows(codes, scale, zero, Format.parse(format), dtype)
+
+
+@define(
+    "dequantize_weight(Tensor codes, Tensor scale, Tensor? zero, Tensor? outer, str format, ScalarType dtype) -> Tensor"
+)
+def dequantize_weight(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, outer: Tensor | None, format: str, dtype: torch.dtype
+) -> Tensor:
+    """The values [N, K] of a quantized weight, for formats that torchao's primitives cannot say.
+
+    Args:
+        codes: [N, K] of the format's dtype.
+        scale: [R, G]: a real number, an E8M0 byte, or a shift; R = N but for blocks and tensors.
+        zero: [R, G] uint8, or None.
+        outer: float32 [N, 1] or [1, 1] for formats with two levels of scale, else None.
+    """
+    return codec.dequantize(codes, Scales(scale, zero, outer), Format.parse(format), dtype)
 
 
 @define(
@@ -65,38 +101,40 @@ def activation_quantize(x: Tensor, kind: str, smooth: Tensor | None, format: str
 
 
 @define(
-    "linear(Tensor codes, Tensor scale, Tensor zero, Tensor w_codes, Tensor w_scale, Tensor? w_zero, Tensor? bias,"
-    " str input_format, str weight_format, ScalarType dtype) -> Tensor"
+    "linear(Tensor codes, Tensor scale, Tensor zero, Tensor w_codes, Tensor w_scale, Tensor? w_zero, Tensor? w_outer,"
+    " Tensor? bias, str input_format, str weight_format, ScalarType dtype) -> Tensor"
 )
 def linear(
     codes: Tensor, scale: Tensor, zero: Tensor, w_codes: Tensor, w_scale: Tensor, w_zero: Tensor | None,
-    bias: Tensor | None, input_format: str, weight_format: str, dtype: torch.dtype,
+    w_outer: Tensor | None, bias: Tensor | None, input_format: str, weight_format: str, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """y = x Wᵀ + b with both operands quantized; means the float linear of the dequantized operands.
 
     Args:
-        codes, scale, zero: [..., K], [..., 1], [..., 1]: what ``quantize`` gives.
-        w_codes, w_scale, w_zero: [N, K], [N, G], [N, G] or None for a symmetric weight format.
+        codes, scale, zero: [..., K], [..., G], [..., G]: what ``quantize`` gives.
+        w_codes, w_scale, w_zero, w_outer: as ``dequantize_weight`` takes them.
         bias: [N] or None.
         dtype: of the result [..., N].
     """
-    x = affine.dequantize_rows(codes, scale, zero, Format.parse(input_format), dtype)
-    w = affine.dequantize(w_codes, w_scale, w_zero, Format.parse(weight_format), dtype)
+    x = codec.dequantize_rows(codes, scale, zero, Format.parse(input_format), dtype)
+    w = codec.dequantize(w_codes, Scales(w_scale, w_zero, w_outer), Format.parse(weight_format), dtype)
     return F.linear(x, w, bias)
 
 
 @define(
-    "weight_only_linear(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? w_zero, Tensor? bias, str weight_format)"
-    " -> Tensor"
+    "weight_only_linear(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? w_zero, Tensor? w_outer, Tensor? bias,"
+    " str weight_format) -> Tensor"
 )
 def weight_only_linear(
-    x: Tensor, w_codes: Tensor, w_scale: Tensor, w_zero: Tensor | None, bias: Tensor | None, weight_format: str
-) -> Tensor:
+    x: Tensor, w_codes: Tensor, w_scale: Tensor, w_zero: Tensor | None, w_outer: Tensor | None, bias: Tensor | None,
+    weight_format: str,
+) -> Tensor:  # fmt: skip
     """y = x Wᵀ + b with a quantized weight and a float input; means the float linear of the dequantized weight.
 
     Args:
         x: [..., K], any float dtype; the result has it too.
-        w_codes, w_scale, w_zero: [N, K], [N, G], [N, G] or None for a symmetric weight format.
+        w_codes, w_scale, w_zero, w_outer: as ``dequantize_weight`` takes them.
         bias: [N] or None.
     """
-    return F.linear(x, affine.dequantize(w_codes, w_scale, w_zero, Format.parse(weight_format), x.dtype), bias)
+    found = Scales(w_scale, w_zero, w_outer)
+    return F.linear(x, codec.dequantize(w_codes, found, Format.parse(weight_format), x.dtype), bias)

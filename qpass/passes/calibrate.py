@@ -7,15 +7,19 @@ A method says what to do; what claims to be exact is checked on the graph, and r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from qpass.errors import InputError, RecipeError
-from qpass.graph.program import Change, Program
+from qpass.formats import Scheme
+from qpass.graph.program import Change, Program, copy_graph
 from qpass.methods import Method, Solution
+from qpass.methods.method import Data
+from qpass.numerics.codec import row_scales
+from qpass.observe.run import observe
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.sites.edits import check_finite
@@ -25,14 +29,17 @@ BY = "calibrate"
 """In the log: the lines with one summary for each method."""
 
 
-def check_data(recipe: Recipe, calibration: Iterable[Any] | None) -> None:
-    """Raise InputError where a method of the recipe looks at data and there is none."""
-    if calibration is None:
-        for method in recipe.methods:
-            if method.needs_data:
-                raise InputError(f"the method {method.name} looks at data, and there is none", where="calibration",
-                                 fix="pass calibration=[batch, ...] to qpass.compile, each batch what the model is "
-                                     "called with, or --calibration FILE on the command line")  # fmt: skip
+def check_data(recipe: Recipe, calibration: Iterable[Any] | None, *, static: bool = False) -> None:
+    """Raise InputError where a method of the recipe, or a static format, looks at data and there is none."""
+    if calibration is not None:
+        return
+    who = [f"the method {method.name} looks" for method in recipe.methods if method.needs_data]
+    static = static or any(line.scheme and line.scheme.input and line.scheme.input.static for line in recipe.lines)
+    who += ["a static input format looks"] if static else []
+    if who:
+        raise InputError(f"{who[0]} at data, and there is none", where="calibration",
+                         fix="pass calibration=[batch, ...] to qpass.compile, each batch what the model is "
+                             "called with, or --calibration FILE on the command line")  # fmt: skip
 
 
 def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | None = None) -> Program:
@@ -43,7 +50,7 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
         RecipeError: a glob of a method that matches nothing.
         NumericsError: NaN or Inf in a parameter or, on the batches, in a value.
     """
-    check_data(recipe, calibration)
+    check_data(recipe, calibration, static=any(_static(program)))
     data = _Batches(calibration) if calibration is not None else None
     for method in recipe.methods:
         analysis = analyse(program)
@@ -51,9 +58,11 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
         solution = method.solve(program, analysis, data)
         applied = verified(program, solution.edits, add_bias=solution.add_bias, by=method.name)
         log = (*applied.program.log, *solution.notes, _summary(method, analysis, solution, applied))
+        _check_fresh(method, program, applied.program)
         program = replace(applied.program, params={**applied.program.params, **solution.params}, log=log)
+        program = _with_schemes(program, solution.schemes)
         _check_reached(method, analysis, solution)
-    return replace(program, stage="SOLVED")
+    return replace(_with_static(program, data), stage="SOLVED")
 
 
 class _Batches:
@@ -74,8 +83,66 @@ def _check_finite(program: Program, analysis: Analysis) -> None:
             check_finite(name, param)
 
 
+def _check_fresh(method: Method, before: Program, after: Program) -> None:
+    """Raise RecipeError where a method edits a weight whose scales or codes an earlier one has chosen."""
+    for name, param in before.params.items():
+        for part in ("codes", "scale"):
+            if f"{name}.{part}" in before.params and after.params.get(name, param) is not param:
+                what = f"it re-scales {name}, whose {part} are chosen already"
+                raise RecipeError(what, where=f"method {method.name}", fix="put it before the one that chooses them")
+
+
+def _with_schemes(program: Program, schemes: Mapping[str, Scheme | None]) -> Program:
+    """The program with other schemes for the linears of some weights."""
+    if not schemes:
+        return program
+    graph, _ = copy_graph(program.graph)
+    for node in graph.nodes:
+        choice = node.meta.get("plan")
+        if choice is None or choice.weight not in schemes:
+            continue
+        scheme = schemes[choice.weight]
+        if scheme is None:
+            why = "a method keeps it in float"
+            node.meta["plan"] = replace(choice, scheme=None, kernel=None, branch=(), reason=why)
+        else:
+            node.meta["plan"] = replace(choice, scheme=scheme, branch=choice.branch if scheme.weight.rank else ())
+    return program.with_graph(graph)
+
+
+def _static(program: Program) -> Iterator[fx.Node]:
+    """The linears whose input has a static scale."""
+    for node in program.nodes():
+        scheme = getattr(node.meta.get("plan"), "scheme", None)
+        if scheme and scheme.input and scheme.input.static:
+            yield node
+
+
+def _with_static(program: Program, data: Data | None) -> Program:
+    """The program with ``<weight>.input_scale`` and ``.input_zero``, from the least and greatest value seen."""
+    linears = list(_static(program))
+    if not linears:
+        return program
+    assert data is not None
+    stats = observe(program, data(), [_input_name(node) for node in linears])
+    params = dict(program.params)
+    for node in linears:
+        seen, choice = stats[_input_name(node)], node.meta["plan"]
+        assert seen.low is not None and seen.high is not None
+        ends = seen.low.amin().reshape(1, 1), seen.high.amax().reshape(1, 1)
+        scale, zero = row_scales(*ends, choice.scheme.input)
+        params |= {f"{choice.weight}.input_scale": scale, f"{choice.weight}.input_zero": zero}
+    return replace(program, params=params)
+
+
+def _input_name(node: fx.Node) -> str:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return str(source.meta["name"])
+
+
 def _check_reached(method: Method, analysis: Analysis, solution: Solution) -> None:
-    if not solution.edits and not solution.params and not solution.notes:
+    if not solution.edits and not solution.params and not solution.schemes and not solution.notes:
         lost = "".join(f"; no rule for {op} at %{name}" for name, op in list(analysis.unknown.items())[:3])
         what = f"found nothing to act on among {len(analysis.sites)} sites{lost}"
         raise RecipeError(f"the method {what}", where=f"method {method.name}",

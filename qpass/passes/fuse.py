@@ -19,7 +19,7 @@ from qpass.fusions import PRODUCERS
 from qpass.graph.program import Change, Program, copy_graph
 from qpass.graph.rewrite import infer
 from qpass.graph.values import assign_names, op_name
-from qpass.numerics import affine
+from qpass.numerics import affine, codec
 
 aten = torch.ops.aten
 
@@ -40,48 +40,63 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node) -> None:
     scheme = node.meta["plan"].scheme
     x, weight, *rest = node.args
     bias = rest[0] if rest else None
-    codes, scale, zero = _weight_parts(weight)
+    parts = _weight_parts(weight)
     with graph.inserting_before(node):
         if scheme.input is None:
-            args: tuple[Any, ...] = (x, codes, scale, zero, bias, str(scheme.weight))
+            args: tuple[Any, ...] = (x, *parts, bias, str(scheme.weight.plain))
             fused = graph.call_function(ops.weight_only_linear, args)
         else:
-            parts = _input_parts(graph, x, str(scheme.input))
-            formats = str(scheme.input), str(scheme.weight), node.meta["val"].dtype
-            fused = graph.call_function(ops.linear, (*parts, codes, scale, zero, bias, *formats))
+            inputs = _input_parts(graph, x, str(scheme.input))
+            formats = str(scheme.input), str(scheme.weight.plain), node.meta["val"].dtype
+            fused = graph.call_function(ops.linear, (*inputs, *parts, bias, *formats))
     fused.meta = {**node.meta, "rule": "fuse/linear"}
     node.replace_all_uses_with(fused)
     graph.erase_node(node)
 
 
-def _weight_parts(weight: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-    """Codes, scale and zero point behind ``slice(dequantize(pad(codes)))``; slice and pad where a group is short."""
-    if weight.target is aten.slice.Tensor:
+def _weight_parts(weight: fx.Node) -> tuple[Any, Any, Any, Any]:
+    """Codes, scale, zero point and outer scale behind ``slice(dequantize(pad(codes)))``, as ``spell`` wrote it."""
+    while weight.target is aten.slice.Tensor:
         weight = weight.args[0]
-    assert weight.target is affine.DEQUANTIZE
-    codes, _, scale, zero = weight.args[:4]
+    zero = outer = None
+    if weight.target is ops.dequantize_weight:
+        codes, scale, zero, outer = weight.args[:4]
+    elif weight.target is codec.DEQUANTIZE_FLOAT8:
+        codes, scale = weight.args[:2]
+        scale = scale.args[0] if scale.target is aten._to_copy.default else scale
+    else:
+        assert weight.target is affine.DEQUANTIZE
+        codes, _, scale, zero = weight.args[:4]
     if codes.target is aten.constant_pad_nd.default:
         codes = codes.args[0]
-    return codes, scale, zero
+    return codes, scale, zero, outer
 
 
 def _input_parts(graph: fx.Graph, dequantized: fx.Node, fmt: str) -> list[fx.Node]:
-    """The three results of one ``qpass.quantize``, made in place of the primitives on first use."""
+    """The three results of one ``qpass.quantize``, made in place of torchao's primitives on first use."""
     if "fused" in dequantized.meta:
         parts: list[fx.Node] = dequantized.meta["fused"]
         return parts
-    codes, _, scale, zero = dequantized.args[:4]
+    if dequantized.target is ops.dequantize_input:
+        return list(dequantized.args[:3])
+    codes, scale = dequantized.args[0], dequantized.args[1 if dequantized.target is codec.DEQUANTIZE_FLOAT8 else 2]
     x = codes.args[0]
     if x.target is aten._to_copy.default and x.meta.get("rule") == "quantise":
         x = x.args[0]
     with graph.inserting_before(codes):
         call = graph.call_function(ops.quantize, (x, fmt))
         parts = [graph.call_function(operator.getitem, (call, index)) for index in range(3)]
-    call.meta = {"val": tuple(old.meta["val"] for old in (codes, scale, zero)), "rule": "fuse/quantize",
-                 "scopes": codes.meta["scopes"], "name": f"{x.meta['name']}.quantized"}
-    for part, old in zip(parts, (codes, scale, zero)):
-        part.meta = {**old.meta, "rule": "fuse/quantize"}
-        old.meta["name"] += ".unfused"
+    with scale.meta["val"].fake_mode:
+        zero = torch.empty_like(scale.meta["val"], dtype=torch.int32)
+    values = (codes.meta["val"], scale.meta["val"], zero)
+    call.meta = {"val": values, "rule": "fuse/quantize", "scopes": codes.meta["scopes"],
+                 "name": f"{x.meta['name']}.quantized"}
+    for part, value, word in zip(parts, values, ("codes", "scale", "zero")):
+        part.meta = {"val": value, "rule": "fuse/quantize", "scopes": codes.meta["scopes"],
+                     "name": f"{x.meta['name']}.{word}"}
+    for old in dequantized.args:
+        if isinstance(old, fx.Node):
+            old.meta["name"] += ".unfused"
     dequantized.meta["fused"] = parts
     return parts
 

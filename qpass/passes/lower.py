@@ -12,7 +12,8 @@ from qpass import ops
 from qpass.capture.template import Template, trace
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Case, Kernel
+from qpass.lowering import Kernel
+from qpass.passes.plan import case_of
 
 
 def lower(program: Program) -> Program:
@@ -56,9 +57,10 @@ def _kernel(
     choice = node.meta["plan"]
     kernel: Kernel = choice.kernel
     count = 1 if node.target is ops.weight_only_linear else 3
-    inputs, (codes, scale, zero, bias) = node.args[:count], node.args[count : count + 4]
-    case = Case(*choice.shape, choice.scheme, node.meta["val"].dtype)
-    parts = {key: part for key, part in (("codes", codes), ("scale", scale), ("zero", zero)) if part is not None}
+    inputs, (*operands, bias) = node.args[:count], node.args[count : count + 5]
+    codes = operands[0]
+    case = case_of(choice, node.meta["val"].dtype)
+    parts = {key: part for key, part in zip(("codes", "scale", "zero", "outer"), operands) if part is not None}
     packed = kernel.prepare({key: part.target for key, part in parts.items()}, program, case)
     base = str(codes.target).removesuffix(".codes")
     for key, param in packed.items():

@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from qpass.errors import RecipeError
-from qpass.formats import Scheme, nearest
+from qpass.formats import Format, Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
 from qpass.lowering import Case, Kernel, Target
-from qpass.methods import as_data
+from qpass.methods import Amends, as_data
+from qpass.numerics.low_rank import check_rank
 from qpass.recipe import Line, Recipe
 
 aten = torch.ops.aten
@@ -32,6 +33,8 @@ class Choice:
     reason: str = ""
     notes: tuple[str, ...] = ()
     bytes_before: int = 0
+    branch: tuple[Choice, ...] = ()
+    """What the two linears of a low-rank branch compute in: V [r, K], then U [N, r]."""
 
     @property
     def bytes_after(self) -> int:
@@ -88,9 +91,30 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
         return replace(choice, reason=reason)
     if line.glob == "*" and _chooses(node):
         return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
-    case = case_of(node, line.scheme)
-    kernel, refusals = target.pick(case)
-    return replace(choice, scheme=line.scheme, kernel=kernel, notes=(*_notes(case), *refusals))
+    scheme = line.scheme
+    for method in recipe.methods:
+        scheme = method.amend(scheme, choice.shape) if isinstance(method, Amends) else scheme
+    choice = replace(choice, scheme=scheme)
+    kernel, refusals = target.pick(case_of(choice, node.meta["val"].dtype))
+    branch = _branch(choice, target, node.meta["val"].dtype)
+    return replace(choice, kernel=kernel, notes=(*_notes(choice), *refusals), branch=branch)
+
+
+def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[Choice, ...]:
+    """An int8 V reads what the linear reads, in the same format; U reads V's few results as they are."""
+    assert choice.scheme is not None
+    fmt, (rows, width) = choice.scheme.weight, choice.shape
+    if not fmt.rank:
+        return ()
+    check_rank(fmt.rank, choice.shape, choice.weight)
+    found = []
+    for shape, inputs in (((fmt.rank, width), choice.scheme.input), ((rows, fmt.rank), None)):
+        part = Choice(choice.weight, shape, None, reason="a factor of a low-rank branch")
+        if fmt.factor == "int8":
+            part = replace(part, scheme=Scheme(Format("int8", "channel"), inputs))
+            part = replace(part, kernel=target.pick(case_of(part, dtype))[0])
+        found.append(part)
+    return tuple(found)
 
 
 def _chooses(node: fx.Node) -> bool:
@@ -107,16 +131,20 @@ def _chooses(node: fx.Node) -> bool:
 _RANKED = frozenset({"softmax", "_softmax", "sigmoid", "_to_copy", "add", "mul", "reshape"})
 
 
-def case_of(node: fx.Node, scheme: Scheme) -> Case:
-    """The kernel request of a linear."""
-    rows, width = node.args[1].meta["val"].shape
-    return Case(rows, width, scheme, node.meta["val"].dtype)
+def case_of(choice: Choice, dtype: torch.dtype) -> Case:
+    """The kernel request of a linear with a scheme, without its branch."""
+    assert choice.scheme is not None
+    return Case(*choice.shape, Scheme(choice.scheme.weight.plain, choice.scheme.input), dtype)
 
 
-def _notes(case: Case) -> list[str]:
-    fmt = case.scheme.weight
-    short = case.in_features % fmt.group if fmt.group else 0
-    return [f"the last of {fmt.groups(case.in_features)} groups has {short} of {fmt.group} values"] if short else []
+def _notes(choice: Choice) -> list[str]:
+    assert choice.scheme is not None
+    fmt, (rows, width) = choice.scheme.weight, choice.shape
+    short = width % fmt.group if fmt.group else 0
+    notes = [f"the last of {fmt.groups(width)} groups has {short} of {fmt.group} values"] if short else []
+    if fmt.rows and rows % fmt.rows:
+        notes.append(f"the last of {fmt.scale_rows(rows)} blocks has {rows % fmt.rows} of {fmt.rows} rows")
+    return notes
 
 
 def unreached(program: Program, recipe: Recipe) -> dict[Line, str]:
@@ -195,7 +223,8 @@ class Plan:
         lines += [f"method {text}" for text in self.methods]
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
-        kernels = {choice.kernel.name: choice.kernel.rows for _, choice in self.choices if choice.kernel}
+        every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
+        kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
         lines += [f"keep {name}: {why}" for name, why in self.unseen]
         count = sum(choice.scheme is not None for _, choice in self.choices)

@@ -4,14 +4,15 @@ before   %q = linear(%x, w)
 after    %w_q = dequantize_affine(w.codes, [1, 128], w.scale, w.zero, u8, 0, 15, bf16)
          %q = linear(%x_q, %w_q)        %x_q shared by every linear that reads %x in one format
 
-This is the interchange form: weights are plain tensors of codes, scales and zero points.
+This is the interchange form: weights are plain tensors of codes, scales and zero points. Formats that torchao has no
+primitive for are spelled in ``qpass.quantize`` and ``qpass.dequantize_weight`` (``qpass.numerics.codec`` says which). A
+format with a low-rank branch adds two linears beside the first: %q + linear(linear(%x_q, V), U).
 """
 
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,150 +22,136 @@ from qpass.errors import NumericsError
 from qpass.formats import Format
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names
-from qpass.numerics import affine
+from qpass.numerics import codec, low_rank
+from qpass.numerics.scales import Scales
+from qpass.passes.spell import Builder, spell_input, spell_weight
 
 aten = torch.ops.aten
+DOWN, UP = "low_rank.down", "low_rank.up"
+"""Parts of a weight that hold the factors of its branch: V [r, K] and U [N, r]."""
 
 
 def quantise(program: Program) -> Program:
     """Round every planned weight to nearest, unless a method has left its codes, and insert quantize-dequantize.
 
     Raises:
-        NumericsError: NaN or Inf in a weight, with its name, count and first index.
+        NumericsError: NaN or Inf in a weight, with its name, count and first index; scales its format cannot hold.
     """
     graph, _ = copy_graph(program.graph)
-    params, history = dict(program.params), dict(program.history)
-    types: _Types = {}
-    inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
-    weights: dict[tuple[fx.Node, Format], fx.Node] = {}
-    for node in list(graph.nodes):
-        choice = node.meta.get("plan")
-        if choice is None or choice.scheme is None:
-            continue
-        x, weight = node.args[:2]
-        builder = _Builder(graph, node, types)
-        key = (weight, choice.scheme.weight)
-        if key not in weights:
-            _check_finite(program, weight.target)
-            weights[key] = _weight(builder, params, history, weight, choice.scheme.weight)
-        node.replace_input_with(weight, weights[key])
-        if choice.scheme.input is not None:
-            if (x, choice.scheme.input) not in inputs:
-                inputs[x, choice.scheme.input] = _input(builder, x, choice.scheme.input)
-            node.args = (inputs[x, choice.scheme.input], *node.args[1:])
+    state = _State(replace(program, graph=graph))
+    for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
+        state.linear(node)
     graph.eliminate_dead_code()
     assign_names(graph)
-    return program.with_graph(graph, params=params, history=history, stage="QUANTISED")
+    return program.with_graph(graph, params=state.params, history=state.history, stage="QUANTISED")
 
 
-_Types = dict[tuple[tuple[str, ...], torch.dtype], Tensor]
+class _State:
+    """What one run has made so far; linears that share a weight or an input share its quantized form."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.params: dict[str, Param] = dict(program.params)
+        self.history = dict(program.history)
+        self.types: dict[Any, Tensor] = {}
+        self.inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
+        self.weights: dict[tuple[fx.Node, Format], fx.Node] = {}
+
+    def linear(self, node: fx.Node) -> None:
+        """Put quantize-dequantize around one linear, and its branch beside it."""
+        choice = node.meta["plan"]
+        x, weight = node.args[:2]
+        assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+        build = Builder(self.program.graph, node, self.types)
+        fmt = choice.scheme.weight
+        if (weight, fmt) not in self.weights:
+            value = self.program.tensor(str(weight.target))
+            check_finite(str(weight.target), value)
+            self._derive(str(weight.target), value, fmt)
+            self.weights[weight, fmt] = spell_weight(build, weight, fmt.plain, self.params)
+        node.replace_input_with(weight, self.weights[weight, fmt])
+        if choice.scheme.input is not None:
+            if (x, choice.scheme.input) not in self.inputs:
+                self.inputs[x, choice.scheme.input] = self._input(build, x, choice.scheme.input, str(weight.target))
+            node.args = (self.inputs[x, choice.scheme.input], *node.args[1:])
+        if choice.branch:
+            self._branch(node, node.args[0] if choice.branch[0].scheme else x, str(weight.target))
+
+    def _input(self, build: Builder, x: fx.Node, fmt: Format, weight: str) -> fx.Node:
+        """A static scale is the one of the first linear that reads the value; they all saw the same."""
+        parts = [f"{weight}.{part}" for part in ("input_scale", "input_zero")] if fmt.static else []
+        if parts and parts[0] not in self.params:
+            raise NumericsError("its input has a static scale, and none was observed", where=weight,
+                                fix="pass calibration=[batch, ...] to qpass.compile")  # fmt: skip
+        return spell_input(build, x, fmt, [build.param(name, self.params[name]) for name in parts])
+
+    def _derive(self, name: str, value: Tensor, fmt: Format) -> None:
+        """Scales that no method has set, as tensors; codes that none has set, to be computed when asked for."""
+        parts = ("scale", "zero", "outer")
+        if f"{name}.scale" not in self.params:
+            try:
+                found = codec.choose(value, fmt.plain)
+            except NumericsError as error:
+                raise NumericsError(error.what, where=name, fix=error.fix) from error
+            for part, tensor in zip(parts, found):
+                if tensor is not None:
+                    self._set(f"{name}.{part}", tensor, name, f"round to nearest {fmt.plain}")
+        if f"{name}.codes" not in self.params:
+            have = [part for part in parts if f"{name}.{part}" in self.params]
+            sources = (name, *(f"{name}.{part}" for part in have))
+            like = torch.empty(value.shape, dtype=fmt.code_dtype, device="meta")
+            derived = Derived(sources, functools.partial(_round, have=have, fmt=fmt.plain), like)
+            self._set(f"{name}.codes", derived, name, f"round to nearest {fmt.plain}")
+        if fmt.rank and f"{name}.{UP}" not in self.params:
+            self._factors(name, value, fmt)
+
+    def _factors(self, name: str, value: Tensor, fmt: Format) -> None:
+        """LoRC's plain form, where no method has chosen the factors: the SVD of the error of the codes."""
+        found = Scales(*(self.params.get(f"{name}.{part}") for part in ("scale", "zero", "outer")))  # type: ignore[arg-type]
+        codes = self.params[f"{name}.codes"]
+        if isinstance(codes, Derived):
+            codes = codec.quantize(value, found, fmt.plain)
+        error = value.float() - codec.dequantize(codes, found, fmt.plain, torch.float32)
+        for part, factor in zip((UP, DOWN), low_rank.factors(error, fmt.rank)):
+            self._set(f"{name}.{part}", factor.to(value.dtype), name, f"rank {fmt.rank} of the error")
+
+    def _set(self, name: str, param: Param, weight: str, what: str) -> None:
+        self.params[name] = param
+        self.history[name] = (*self.history.get(weight, ()), f"{weight}: {what}")
+
+    def _branch(self, node: fx.Node, x: fx.Node, name: str) -> None:
+        """%node -> %node + linear(linear(%x, V), U). Float factors read the input as it is, int8 ones its codes."""
+        build = Builder(self.program.graph, node.next, self.types)
+        for part, choice in zip((DOWN, UP), node.meta["plan"].branch):
+            weight = build.param(f"{name}.{part}", self.params[f"{name}.{part}"])
+            shape = (*node.meta["val"].shape[:-1], choice.shape[0])
+            if choice.scheme:
+                fmt = choice.scheme.weight
+                self._derive(f"{name}.{part}", self.program_tensor(f"{name}.{part}"), fmt)
+                weight = spell_weight(build, weight, fmt, self.params)
+            x = build.call(aten.linear.default, x, weight, val=build.type(shape, node.meta["val"].dtype))
+            x.meta["plan"] = choice
+        users = list(node.users)
+        total = build.call(aten.add.Tensor, node, x, val=node.meta["val"])
+        for user in users:
+            user.replace_input_with(node, total)
+
+    def program_tensor(self, name: str) -> Tensor:
+        """A parameter that this run may have set."""
+        return replace(self.program, params=self.params).tensor(name)
 
 
-class _Builder:
-    """Calls inserted before one node, typed as they are made."""
-
-    def __init__(self, graph: fx.Graph, node: fx.Node, types: _Types) -> None:
-        self.graph, self.node, self.types = graph, node, types
-
-    def call(self, target: Any, *args: Any, val: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
-        with self.graph.inserting_before(self.node):
-            made = self.graph.call_function(target, args, kwargs)
-        made.meta.update(scopes=self.node.meta.get("scopes", ()), rule="quantise", val=val)
-        if name:
-            made.meta["name"] = name
-        return made
-
-    def type(self, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        """A fake tensor; one is shared by all values of a type, since each costs milliseconds on symbolic shapes."""
-        key = (tuple(str(size) for size in shape), dtype)
-        if key not in self.types:
-            value = self.node.meta["val"]
-            with value.fake_mode:
-                self.types[key] = torch.empty(tuple(shape), dtype=dtype, device=value.device)
-        return self.types[key]
-
-    def param(self, name: str, like: Tensor) -> fx.Node:
-        with self.graph.inserting_before(self.node):
-            made = self.graph.create_node("get_attr", name)
-        made.meta.update(name=name, val=self.type(like.shape, like.dtype))
-        return made
+def _round(weight: Tensor, *found: Tensor, have: list[str], fmt: Format) -> Tensor:
+    return codec.quantize(weight, Scales(**dict(zip(have, found))), fmt)
 
 
-def _weight(
-    build: _Builder, params: dict[str, Param], history: dict[str, Any], weight: fx.Node, fmt: Format
-) -> fx.Node:
-    name = str(weight.target)
-    rows, width = weight.meta["val"].shape
-    codes, scale, zero = (f"{name}.{part}" for part in ("codes", "scale", "zero"))
-    if codes not in params:
-        for part, param in derive(name, rows, width, fmt).items():
-            params[f"{name}.{part}"] = param
-            history[f"{name}.{part}"] = (*history.get(name, ()), f"{name}: round to nearest {fmt}")
-    value, scales = build.param(codes, _like(params[codes])), build.param(scale, _like(params[scale]))
-    zeros = None if fmt.symmetric else build.param(zero, _like(params[zero]))
-    extra = affine.padding(fmt, width)
-    if extra:
-        padded = build.type((rows, width + extra), fmt.code_dtype)
-        value = build.call(aten.constant_pad_nd.default, value, [0, extra], val=padded)
-    least, most = fmt.range
-    block = affine.block(fmt, width + extra)
-    dtype = weight.meta["val"].dtype
-    whole = build.type((rows, width + extra), dtype)
-    value = build.call(affine.DEQUANTIZE, value, block, scales, zeros, fmt.code_dtype, least, most, dtype, val=whole)
-    return build.call(aten.slice.Tensor, value, -1, 0, width, val=weight.meta["val"]) if extra else value
-
-
-def _like(param: Param) -> Tensor:
-    return param.like if isinstance(param, Derived) else param
-
-
-def derive(name: str, rows: int, width: int, fmt: Format) -> dict[str, Derived]:
-    """Codes, scale and zero point of a weight by round to nearest, as parameters to be computed when asked for."""
-    groups = fmt.groups(width)
-    qparams = torch.empty(rows, groups, dtype=fmt.scale_dtype, device="meta")
-    choose = functools.partial(affine.choose, fmt=fmt)
-    parts = {
-        "scale": Derived((name,), lambda w: choose(w)[0], qparams),
-        "zero": Derived((name,), lambda w: choose(w)[1].to(torch.uint8), torch.empty_like(qparams, dtype=torch.uint8)),
-    }
-    if fmt.symmetric:
-        del parts["zero"]
-        sources = (name, f"{name}.scale")
-        fn = lambda w, s: affine.quantize(w, s, torch.zeros_like(s, dtype=torch.int32), fmt)  # noqa: E731
-    else:
-        sources = (name, f"{name}.scale", f"{name}.zero")  # type: ignore[assignment]
-        fn = lambda w, s, z: affine.quantize(w, s, z.to(torch.int32), fmt)  # type: ignore[misc]  # noqa: E731
-    parts["codes"] = Derived(sources, fn, torch.empty(rows, width, dtype=fmt.code_dtype, device="meta"))
-    return parts
-
-
-def _input(build: _Builder, x: fx.Node, fmt: Format) -> fx.Node:
-    value, name = x.meta["val"], x.meta["name"]
-    wide = x
-    if value.dtype is not torch.float32:
-        widened = build.type(value.shape, torch.float32)
-        wide = build.call(aten._to_copy.default, x, val=widened, dtype=torch.float32)
-    block = [1] * (value.dim() - 1) + [value.shape[-1]]
-    least, most = fmt.range
-    rows = (*value.shape[:-1], 1)
-    qparams = build.type(rows, torch.float32), build.type(rows, torch.int32)
-    chosen = build.call(affine.CHOOSE, wide, affine.mapping(fmt), block, fmt.code_dtype, least, most, affine.EPSILON,
-                        torch.float32, torch.int32, True, name=f"{name}.qparams", val=qparams)
-    scale = build.call(operator.getitem, chosen, 0, name=f"{name}.scale", val=qparams[0])
-    zero = build.call(operator.getitem, chosen, 1, name=f"{name}.zero", val=qparams[1])
-    codes = build.call(affine.QUANTIZE, wide, block, scale, zero, fmt.code_dtype, least, most, name=f"{name}.codes",
-                       val=build.type(value.shape, fmt.code_dtype))
-    return build.call(affine.DEQUANTIZE, codes, block, scale, zero, fmt.code_dtype, least, most, value.dtype,
-                      name=f"{name}.dequantized", val=build.type(value.shape, value.dtype))
-
-
-def _check_finite(program: Program, name: str) -> None:
-    tensor = program.tensor(name)
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise NumericsError for a parameter with NaN or Inf."""
     if all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):  # NaN and Inf reach the ends; nothing is copied
         return
     bad = ~torch.isfinite(tensor)
-    if bad.any():
-        first = tuple(int(index) for index in bad.nonzero()[0])
-        raise NumericsError(f"{int(bad.sum())} NaN or Inf values, the first at {first}", where=name,
-                            fix="repair the checkpoint, or keep this linear in float with the line "
-                                f'"{name}": keep')
+    first = tuple(int(index) for index in bad.nonzero()[0])
+    raise NumericsError(f"{int(bad.sum())} NaN or Inf values, the first at {first}", where=name,
+                        fix="repair the checkpoint, or keep this linear in float with the line "
+                            f'"{name}": keep')  # fmt: skip
+

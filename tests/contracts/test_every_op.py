@@ -9,19 +9,28 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from qpass.formats import Format
+from qpass.numerics import codec
 from qpass.ops import REGISTRY
 
 ROW = "int8:token:asym"
 WEIGHT = "int8:channel:sym"
+STATIC = "int8:tensor:asym:static"
 
 
 def _float(*shape: int) -> Tensor:
     return torch.randn(shape)
 
 
-def _quantized() -> tuple[Tensor, Tensor, Tensor]:
-    codes, scale, zero = REGISTRY["quantize"].call(_float(2, 3, 8), ROW)
+def _quantized(form: str = ROW) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, zero = REGISTRY["quantize"].call(_float(2, 3, 8), form)
     return codes, scale, zero
+
+
+def _parts(form: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    weight, fmt = _float(6, 8), Format.parse(form)
+    found = codec.choose(weight, fmt)
+    return (codec.quantize(weight, found, fmt), *found)
 
 
 def _weight() -> tuple[Tensor, Tensor]:
@@ -42,12 +51,16 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
         "gated_quantize": [(x, x, "silu", None, ROW), (x, x, "silu", w, ROW)],
         "layer_norm": [(x, w, w, 1e-5), (x, w, None, 1e-5), (x, None, None, 1e-5)],
         "layer_norm_quantize": [(x, w, w, 1e-5, ROW)],
-        "linear": [(*_quantized(), codes, scale, None, _float(6), ROW, WEIGHT, torch.float32)],
-        "quantize": [(x, ROW)],
+        "dequantize_input": [(*_quantized(form), form, torch.float32) for form in (ROW, "nvfp4", "e4m3:token:sym")],
+        "dequantize_weight": [(*_parts(form), form, torch.bfloat16) for form in ("nvfp4", "e2m1:g4:sym:m2", WEIGHT)],
+        "linear": [(*_quantized(), codes, scale, None, None, _float(6), ROW, WEIGHT, torch.float32),
+                   (*_quantized("mxfp8"), *_parts("mxfp4"), None, "mxfp8", "mxfp4", torch.float32)],
+        "quantize": [(x, form) for form in (ROW, "mxfp4", "int8:tensor:asym", "e5m2:token:sym")],
+        "quantize_static": [(x, torch.tensor([[0.1]]), torch.tensor([[3]], dtype=torch.int32), STATIC)],
         "rms_norm": [(x, w, 1e-6), (x, w, 1e-6, 1.0, True), (x, None, 1e-6, 0.0, True)],
         "rms_norm_quantize": [(x, w, 1e-6, 0.0, False, ROW), (x, None, 1e-6, 0.0, True, ROW)],
         "rotary": [(q, q, q), (q, q, q, True)],
-        "weight_only_linear": [(x, codes, scale, None, None, WEIGHT)],
+        "weight_only_linear": [(x, codes, scale, None, None, None, WEIGHT), (x, *_parts("nvfp4"), None, "nvfp4")],
     }
 
 

@@ -41,7 +41,7 @@ def test_rows_taken_a_few_at_a_time_give_the_same(text, monkeypatch):
     w = torch.randn(11, 70)
     whole = affine.choose(w, fmt)
     codes = affine.quantize(w, *whole, fmt)
-    monkeypatch.setattr(affine, "_AT_ONCE", 4 * 70)
+    monkeypatch.setattr(affine, "AT_ONCE", 4 * 70)
     assert all(torch.equal(one, two) for one, two in zip(affine.choose(w, fmt), whole))
     assert torch.equal(affine.quantize(w, *whole, fmt), codes)
 

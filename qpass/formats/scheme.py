@@ -74,11 +74,12 @@ def _grouped(weight: str, activation: str, group: str) -> Scheme:
     return Scheme(Format(f"int{weight}", "group", int(group), symmetric=False), inputs)
 
 
+_SUFFIX = r"(?:-g(\d+))?(?:-(m1|m2plus|m2))?"
 FAMILIES: dict[str, tuple[str, Callable[..., Scheme]]] = {
     "wNaM": (r"w([2-8])a([2-8])", _integer),
     "wNa16-gG": (r"w([2-8])a(16|[2-8])-g(\d+)", _grouped),
-    "w4a8-fp[-gG][-m1|-m2|-m2plus]": (r"w4a8-fp(?:-g(\d+))?(?:-(m1|m2plus|m2))?", lambda g, s: _fp4("e2m1", g, s)),
-    "w4a8-int-fp[-gG][-m1|-m2|-m2plus]": (r"w4a8-int-fp(?:-g(\d+))?(?:-(m1|m2plus|m2))?", lambda g, s: _fp4("int4", g, s)),
+    "w4a8-fp[-gG][-m1|-m2|-m2plus]": ("w4a8-fp" + _SUFFIX, lambda g, s: _fp4("e2m1", g, s)),
+    "w4a8-int-fp[-gG][-m1|-m2|-m2plus]": ("w4a8-int-fp" + _SUFFIX, lambda g, s: _fp4("int4", g, s)),
 }
 """Names with numbers in them: how they are printed -> (pattern, what makes the scheme)."""
 

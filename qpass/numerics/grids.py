@@ -1,10 +1,10 @@
 """Float grids: numbers to codes and back, rounding to nearest, ties to even, saturating.
 
 Eight-bit grids are torch's own casts, behind a clamp: what a cast alone makes of a number above the largest value (NaN,
-infinity or that value) depends on the grid and on the version of torch. Four-bit ones are integer arithmetic on the bits of a float32, which every compiler vectorizes: torch has no
-unpacked dtype for them, and torchao's converter of E2M1 is in its prototypes and has no E3M0. NaN goes through an
-eight-bit grid; a four-bit one has no code for it, so there the scale must carry it, and it does: the scale of a row
-that holds NaN is NaN.
+infinity or that value) depends on the grid and on the version of torch. Four-bit ones are integer arithmetic on the
+bits of a float32, which every compiler vectorizes: torch has no unpacked dtype for them, and torchao's converter of
+E2M1 is in its prototypes and has no E3M0. NaN goes through an eight-bit grid; a four-bit one has no code for it, so
+there the scale must carry it, and it does: the scale of a row that holds NaN is NaN.
 
 With e exponent bits, m mantissa bits and a bias, the code of a normal magnitude is its float32 bits, rounded to m bits
 behind the point and with the exponent re-biased; that of a subnormal one is the magnitude in units of 2^(1-bias-m).

@@ -54,7 +54,8 @@ def test_rounding_is_to_nearest_ties_to_even(name):
     _, values = finite(grid)
     middles = (values[:-1] + values[1:]) / 2
     ends = torch.tensor([float("-inf"), float("inf")])
-    points = torch.cat([middles, *(torch.nextafter(middles, end.expand_as(middles)) for end in ends), values, 3 * values])
+    beside = [torch.nextafter(middles, end.expand_as(middles)) for end in ends]
+    points = torch.cat([middles, *beside, values, 3 * values])
     assert torch.equal(grids.decode(grids.encode(points, grid), grid), nearest(points, grid))
 
 

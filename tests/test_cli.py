@@ -143,7 +143,8 @@ ERRORS = {
                "argument --tokens: invalid count of 1 or more value: '0'. Fix: see qpass demo --help."),
     "recipe": (["plan", "demo", "w8a8-int9"], 2, "unknown scheme 'w8a8-int9'. Fix: use 'w8a8-int8'."),
     "recipe of the demo": (["demo", "--recipe", "zzz"], 2, "unknown scheme 'zzz'. Fix: use one of w8a8-int8, w8a8-int8-"
-                           "sym, w8a16, w4a16-g32, w4a16-g64, w4a16-g128, w4a8-int8."),
+                           "sym, w8a16, w4a16-g32, w4a16-g64, w4a16-g128, w4a8-int8, w8a8-fp8, w8a8-int-fp, "
+                           "w8a8-fp8-block, w4a8-fp, w4a8-fp-m1, ... (python -m qpass list)."),
     "recipe file": (["plan", "demo", "no.yaml"], 2,
                     "cannot read the recipe: No such file or directory (at no.yaml). Fix: check the path."),
     "model": (["plan", "./nowhere", "w8a16"], 2, f"there is no such model folder (at ./nowhere). Fix: {NO_MODEL}."),

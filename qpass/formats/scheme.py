@@ -65,8 +65,9 @@ def _fp4(element: str, group: str | None, scale: str | None, activation: str = "
 
 
 def _integer(weight: str, activation: str) -> Scheme:
+    """A scale per output channel; zero points where weights have few bits."""
     inputs = Format(f"int{activation}", "token", symmetric=False)
-    return Scheme(Format(f"int{weight}", "channel", symmetric=False), inputs)
+    return Scheme(Format(f"int{weight}", "channel", symmetric=weight == "8"), inputs)
 
 
 def _grouped(weight: str, activation: str, group: str) -> Scheme:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_FEW = 12
+
 
 def nearest(word: str, legal: Iterable[str]) -> str:
     """``use 'w8a8-int8'``, or an empty string when nothing is close."""
@@ -13,6 +15,7 @@ def nearest(word: str, legal: Iterable[str]) -> str:
 
 
 def suggest(word: str, legal: Iterable[str]) -> str:
-    """The nearest legal word, or all of them."""
+    """The nearest legal word, or all of them, or the first few and where the rest is."""
     words = list(legal)
-    return nearest(word, words) or f"use one of {', '.join(words)}"
+    few = ", ".join(words if len(words) <= _FEW else words[:_FEW])
+    return nearest(word, words) or f"use one of {few}{'' if len(words) <= _FEW else ', ... (python -m qpass list)'}"

@@ -54,10 +54,10 @@ def quantize(w_NK: Tensor, found: Scales, fmt: Format) -> Tensor:
         return affine.quantize(w_NK, found.scale, zero, fmt)
     step = max(1, affine.AT_ONCE // w_NK.shape[1]) if not fmt.rows and fmt.granularity != "tensor" else len(w_NK)
     codes = torch.empty(w_NK.shape, dtype=fmt.code_dtype, device=w_NK.device)
-    spread = scales.effective(found, fmt)
+    whole = scales.effective(found, fmt)
     for first in range(0, len(w_NK), step):
         rows = slice(first, first + step)
-        scale = expand(spread if len(spread) == 1 else spread[_scale_rows(rows, fmt)], w_NK[rows].shape, fmt)
+        scale = expand(whole if len(whole) == 1 else whole[_scale_rows(rows, fmt)], w_NK[rows].shape, fmt)
         codes[rows] = _encode(w_NK[rows].float() / scale, fmt)
     return codes
 
@@ -96,10 +96,10 @@ def quantize_rows(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
 
 def quantize_static(x: Tensor, scale: Tensor, zero: Tensor, fmt: Format) -> Tensor:
     """Codes [..., K] of inputs with given float32 scales and int32 zero points, [..., G] or broadcast to it."""
-    scaled = x.to(torch.float32) / _spread(scale, x.shape[-1], fmt)
+    scaled = x.to(torch.float32) / spread(scale, x.shape[-1], fmt)
     if fmt.symmetric:
         return _encode(scaled, fmt)
-    return _encode(torch.round(scaled) + _spread(zero, x.shape[-1], fmt), fmt)
+    return _encode(torch.round(scaled) + spread(zero, x.shape[-1], fmt), fmt)
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor, zero: Tensor, fmt: Format, dtype: torch.dtype) -> Tensor:
@@ -110,8 +110,8 @@ def dequantize_rows(codes: Tensor, scale: Tensor, zero: Tensor, fmt: Format, dty
         return DEQUANTIZE_FLOAT8(codes, scale, dtype)
     values = _decode(codes, fmt)
     if not fmt.symmetric:
-        values = values - _spread(zero, codes.shape[-1], fmt)
-    return (values * _spread(scale, codes.shape[-1], fmt)).to(dtype)
+        values = values - spread(zero, codes.shape[-1], fmt)
+    return (values * spread(scale, codes.shape[-1], fmt)).to(dtype)
 
 
 def row_scales(low: Tensor, high: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
@@ -187,5 +187,6 @@ def _row_range(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _spread(part: Tensor, width: int, fmt: Format) -> Tensor:
+def spread(part: Tensor, width: int, fmt: Format) -> Tensor:
+    """Scales or zero points [..., G] of inputs spread over the values they belong to, or a shape that broadcasts."""
     return part.repeat_interleave(fmt.group, -1)[..., :width] if fmt.group else part

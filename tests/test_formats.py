@@ -87,6 +87,7 @@ def test_names_with_numbers(name, text):
         ("int8:channel:sym x int8:channel:sym", "inputs are quantized per token"),
         ("int8:channel:sym x int8:token:sym:r8", "a low-rank branch of an input"),
         ("int8:channel:sym x e2m1:g32:sym:m2", "inputs with the scale kind m2"),
+        ("int8:channel:sym x int8:g32:asym", "inputs with scales of bf16 (at int8:g32:asym). Fix: add :f32"),
         ("int4:b16x16:asym", "zero points of a block"),
     ],
 )

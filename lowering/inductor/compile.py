@@ -14,6 +14,7 @@ from torch._inductor import standalone_compile
 
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Program, materialise
+from qpass.lowering.inductor.loop_split import guarded
 
 
 class Compiled(torch.nn.Module):
@@ -41,7 +42,7 @@ def _compile(program: Program) -> Any:
     module = as_module(program)
     examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), guarded():
             return standalone_compile(module, examples, dynamic_shapes="from_graph", options={})
     except torch._inductor.exc.InductorError as error:
         raise UnsupportedError(

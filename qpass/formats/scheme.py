@@ -33,6 +33,9 @@ class Scheme:
                               fix="use int8:token:asym")  # fmt: skip
         if self.input.rank:
             raise RecipeError("a low-rank branch of an input", where=str(self.input), fix="write it with the weight")
+        if self.input.scale in ("f16", "bf16"):
+            raise RecipeError(f"inputs with scales of {self.input.scale}", where=str(self.input),
+                              fix="add :f32: they are computed when they are seen and cost no memory")  # fmt: skip
         if self.input.scale_kind.outer == "row":
             raise RecipeError(f"inputs with the scale kind {self.input.scale}", where=str(self.input),
                               fix="use m1, e8m0 or e4m3: a row's largest group is known for weights only")  # fmt: skip

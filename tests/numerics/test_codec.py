@@ -15,7 +15,7 @@ WEIGHTS = sorted({str(scheme.weight) for scheme in SCHEMES.values()} | {
     "e5m2:channel:sym", "e2m1:b4x32:sym",
 })  # fmt: skip
 INPUTS = sorted({str(scheme.input) for scheme in SCHEMES.values() if scheme.input and not scheme.input.static} | {
-    "int4:token:asym", "int6:token:sym", "int8:token:full", "e5m2:token:sym", "int8:g32:asym", "int8:tensor:asym",
+    "int4:token:asym", "int6:token:sym", "int8:token:full", "e5m2:token:sym", "int8:g32:asym:f32", "int8:tensor:asym",
     "e4m3:tensor:sym", "e2m1:g16:sym:m1", "e2m1:g16:sym:f32",
 })  # fmt: skip
 

@@ -42,9 +42,10 @@ class Kernel:
         rows: which path runs at how many rows, and what a reader should know of the numbers.
         refuses: a case -> None if the kernel takes it, else the reason in words; an empty one for a scheme of another
             kind, which is no news to anybody.
-        prepare: (names of codes, scale, zero; the program; the case) -> packed weights, by suffix.
+        prepare: (names of codes, scale, zero, outer; the program; the case) -> packed weights, by suffix.
         call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
             case; traced into the graph.
+        parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kernel:
     refuses: Callable[[Case], str | None]
     prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
     call: Callable[..., Any]
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,24 @@ import qpass.lowering as lowering
 from qpass import ops
 from qpass.graph.program import Derived, Program, materialise
 from qpass.lowering import Case
+from qpass.numerics import bit_planes
 
 
 def _prepare(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    return {}
+    """Codes of fewer than eight bits lie in that many bits, so that memory is what the plan says."""
+    bits = case.scheme.weight.bits
+    if bits == 8:
+        return {}
+    like = torch.empty(bits, case.out_features, -(-case.in_features // 8), dtype=torch.uint8, device="meta")
+    return {"planes": Derived((names["codes"],), functools.partial(bit_planes.pack, bits=bits), like)}
 
 
 def _call(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
-    parts = weights["codes"], weights["scale"], weights.get("zero"), weights.get("outer")
+    fmt = case.scheme.weight
+    codes = weights.get("codes")
+    if codes is None:
+        codes = bit_planes.unpack(weights["planes"], case.in_features, fmt.code_dtype)
+    parts = codes, weights["scale"], weights.get("zero"), weights.get("outer")
     if case.scheme.input is None:
         return ops.weight_only_linear(inputs[0], *parts, bias, str(case.scheme.weight))
     formats = str(case.scheme.input), str(case.scheme.weight)
@@ -32,6 +43,7 @@ DEQUANTIZE = lowering.Kernel(
     refuses=lambda case: None,
     prepare=_prepare,
     call=_call,
+    parts=("codes", "scale", "zero", "outer"),
 )
 
 

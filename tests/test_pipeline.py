@@ -94,6 +94,13 @@ def test_perplexity_of_the_shipped_model(shipped, recipe, most):
     assert after < before * most
 
 
+@pytest.mark.parametrize("recipe", ["w8a8-fp8", "w4a8-fp", "w4a8-fp-m2", "mxfp4", "nvfp4", "w3a16-g128", "w6a6"])
+def test_weights_take_the_bytes_that_the_plan_says_without_kernels(shipped, recipe):
+    _, _, program = shipped
+    trace = pipeline.run(program, qpass.Recipe.parse(recipe), pipeline.load_target("reference"))
+    assert abs(weight_bytes(Interpreted(trace["LOWERED"])) / trace.plan.bytes_after - 1) < 0.03
+
+
 @pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
 @pytest.mark.parametrize("recipe", ["w8a8-int8", "w4a16-g128", "w8a16"])
 def test_weights_take_the_bytes_that_the_plan_says(shipped, recipe):

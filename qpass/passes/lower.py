@@ -66,7 +66,8 @@ def _kernel(
     for key, param in packed.items():
         if f"{base}.{key}" not in made:
             made[f"{base}.{key}"] = _packed(graph, node, f"{base}.{key}", param)
-    weights = {key: made[f"{base}.{key}"] for key in packed} or parts
+    weights = {key: made[f"{base}.{key}"] for key in packed}
+    weights |= {key: parts[key] for key in kernel.parts if key in parts and not (packed and key == "codes")}
     keys = list(weights)
 
     def call(*values: Any) -> Any:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import sympy
+import torch
 from torch._inductor.codegen.cpp import CppScheduling
 from torch.utils._sympy.functions import FloorDiv
 
 _NAME = "try_loop_split"
+_TAG = "even-loop-split"  # code that was cached without the guard is not taken
 
 
 @contextlib.contextmanager
@@ -30,8 +32,10 @@ def guarded() -> Iterator[None]:
         return split(self, nodes) if all(_even(node) for node in nodes) else nodes
 
     setattr(CppScheduling, _NAME, only_even)
+    tag = f"{torch.compiler.config.cache_key_tag}{_TAG}"
     try:
-        yield
+        with torch.compiler.config.patch(cache_key_tag=tag):
+            yield
     finally:
         setattr(CppScheduling, _NAME, split)
 

@@ -24,12 +24,11 @@ def pack(codes_NK: Tensor, bits: int) -> Tensor:
 
 def unpack(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Codes [N, width] of ``dtype``: uint8, or int8 with the highest bit as the sign."""
-    bits, rows, _ = planes.shape
+    bits = len(planes)
     places = torch.arange(8, dtype=torch.uint8, device=planes.device)
-    codes = torch.zeros(rows, planes.shape[2], 8, dtype=torch.uint8, device=planes.device)
-    for plane in range(bits):
-        codes = codes | (((planes[plane][:, :, None] >> places) & 1) << plane)
-    codes = codes.flatten(1)[:, :width]
+    order = torch.arange(bits, dtype=torch.uint8, device=planes.device)[:, None, None, None]
+    every = ((planes[..., None] >> places) & 1) << order
+    codes = every.sum(0, dtype=torch.uint8).flatten(1)[:, :width]
     if dtype is torch.uint8:
         return codes
     sign = 1 << (bits - 1)

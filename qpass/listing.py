@@ -16,7 +16,7 @@ from qpass.lowering import Case, Kernel
 from qpass.lowering.cpu import kernels
 from qpass.methods import METHODS
 from qpass.patterns import rules
-from qpass.recipe import PRESETS
+from qpass.recipe import PRESET_FAMILIES, PRESETS
 from qpass.stages import STAGES
 
 
@@ -73,6 +73,7 @@ def _methods() -> Iterator[str]:
         yield f"  {name + ('*' if method.needs_data else ''):<18} {doc}"
     for name, meaning in PRESETS.items():
         yield f"  {name:<18} {meaning}"
+    yield f"  with any number: {', '.join(PRESET_FAMILIES)}"
 
 
 def _targets() -> Iterator[str]:

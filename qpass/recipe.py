@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,17 @@ from qpass.formats import SCHEMES, Scheme, nearest
 from qpass.methods import METHODS, Method, as_data, make
 
 KEEP = "keep"
-PRESETS = {"smoothquant-w8a8": "smoothquant+w8a8-int8"}
+PRESETS = {
+    "smoothquant-w8a8": "smoothquant+w8a8-int8",
+    **{f"zeroquant-fp-w4a8{scale}": f"gptq+w4a8-fp{scale}" for scale in ("", "-m1", "-m2")},
+    "w4a16-g128-gptq": "gptq+w4a16-g128",
+}
 """A paper's name -> methods and scheme. Methods may be added before or behind it: ``lorc`` in ``preset+lorc``."""
+PRESET_FAMILIES = {
+    "zeroquant-fp-w4a8[-gG][-m1|-m2|-m2plus]": (r"zeroquant-fp-w4a8((?:-g\d+)?(?:-(?:m1|m2plus|m2))?)", r"gptq+w4a8-fp\1"),
+    "wNa16-gG-gptq": (r"(w[2-8]a16-g\d+)-gptq", r"gptq+\1"),
+}
+"""Presets with numbers in them: how they are printed -> (pattern, what it stands for)."""
 _FIELDS = ("name", "methods", "linears")
 _MAX_BYTES = 1 << 20
 
@@ -74,7 +84,7 @@ class Recipe:
         text = str(recipe)
         if text.endswith((".yaml", ".yml", ".json")):
             return _from_dict(_read(Path(text)), Path(text).stem)
-        words = [part for word in text.split("+") for part in PRESETS.get(word, word).split("+")]
+        words = [part for word in text.split("+") for part in _spelled(word).split("+")]
         *methods, scheme = [word for word in words if word in METHODS] + [word for word in words if word not in METHODS]
         made = tuple(make(word) for word in methods)
         return Recipe(text, (Line("*", _scheme_of(scheme, alone=not methods)),), made)
@@ -83,6 +93,14 @@ class Recipe:
         """Plain data that ``parse`` reads back."""
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
         return {"name": self.name, **methods, "linears": {line.glob: _scheme_text(line.scheme) for line in self.lines}}
+
+
+def _spelled(word: str) -> str:
+    """What a preset stands for; other words as they are."""
+    for pattern, meaning in PRESET_FAMILIES.values():
+        if found := re.fullmatch(pattern, word):
+            return found.expand(meaning)
+    return PRESETS.get(word, word)
 
 
 def _scheme_text(scheme: Scheme | None) -> str:

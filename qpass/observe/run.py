@@ -41,19 +41,29 @@ def observe(
     done = 0
     for done, batch in enumerate(batches, 1):
         try:
-            _one(program, _flat(program, batch), found, params)
+            _one(program, flat_inputs(program, batch), found, params)
         except QPassError as error:
-            where = f"calibration batch {done - 1}" + (f", {error.where}" if error.where else "")
-            raise type(error)(error.what, where=where, fix=error.fix) from error
+            raise in_batch(error, done - 1) from error
         if progress:
             progress(done)
     if not done:
-        raise InputError("there is no calibration batch", fix="pass at least one; an iterator is used up by one pass")
+        raise no_batch()
     return found
 
 
-def _flat(program: Program, batch: Any) -> Sequence[Any]:
-    """The flat inputs of one batch."""
+def in_batch(error: QPassError, number: int) -> QPassError:
+    """The error of one batch, with its number from 0."""
+    where = f"calibration batch {number}" + (f", {error.where}" if error.where else "")
+    return type(error)(error.what, where=where, fix=error.fix)
+
+
+def no_batch() -> InputError:
+    """The error of a run over nothing."""
+    return InputError("there is no calibration batch", fix="pass at least one; an iterator is used up by one pass")
+
+
+def flat_inputs(program: Program, batch: Any) -> Sequence[Any]:
+    """The flat inputs of one batch. Raises InputError for one that does not fit the model's call."""
     if isinstance(batch, Mapping):
         args, kwargs = (), dict(batch)
     else:

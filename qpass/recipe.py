@@ -33,7 +33,10 @@ PRESETS = {
 }
 """A paper's name -> methods and scheme. Methods may be added before or behind it: ``lorc`` in ``preset+lorc``."""
 PRESET_FAMILIES = {
-    "zeroquant-fp-w4a8[-gG][-m1|-m2|-m2plus]": (r"zeroquant-fp-w4a8((?:-g\d+)?(?:-(?:m1|m2plus|m2))?)", r"gptq+w4a8-fp\1"),
+    "zeroquant-fp-w4a8[-gG][-m1|-m2|-m2plus]": (
+        r"zeroquant-fp-w4a8((?:-g\d+)?(?:-(?:m1|m2plus|m2))?)",
+        r"gptq+w4a8-fp\1",
+    ),
     "wNa16-gG-gptq": (r"(w[2-8]a16-g\d+)-gptq", r"gptq+\1"),
 }
 """Presets with numbers in them: how they are printed -> (pattern, what it stands for)."""

@@ -41,6 +41,26 @@ def test_names_with_methods():
     assert Recipe.parse(two.as_dict()) == two
 
 
+@pytest.mark.parametrize(
+    ("preset", "spelled"),
+    [
+        ("zeroquant-fp-w4a8", "gptq+w4a8-fp"),
+        ("zeroquant-fp-w4a8-m1", "gptq+w4a8-fp-m1"),
+        ("zeroquant-fp-w4a8-m2", "gptq+w4a8-fp-m2"),
+        ("zeroquant-fp-w4a8-g64-m2", "gptq+w4a8-fp-g64-m2"),
+        ("zeroquant-fp-w4a8-g320", "gptq+w4a8-fp-g320"),
+        ("w4a16-g128-gptq", "gptq+w4a16-g128"),
+        ("w4a16-g32-gptq", "gptq+w4a16-g32"),
+        ("w3a16-g96-gptq", "gptq+w3a16-g96"),
+        ("smoothquant+w4a16-g32-gptq", "smoothquant+gptq+w4a16-g32"),
+    ],
+)
+def test_presets_with_any_number(preset, spelled):
+    one, two = Recipe.parse(preset), Recipe.parse(spelled)
+    assert (one.methods, one.lines) == (two.methods, two.lines) and str(one) == preset
+    assert Recipe.parse(one.as_dict()) == one
+
+
 def test_methods_in_yaml(tmp_path):
     text = "methods:\n  - smoothquant: {alpha: 0.75, exclude: '*.o_proj'}\nlinears:\n  '*': w8a8-int8\n"
     (tmp_path / "mine.yaml").write_text(text)
@@ -71,6 +91,12 @@ def test_first_match_wins_with_and_without_the_weight_suffix():
         ({"methods": ["gtpq"], "linears": {"*": "w8a16"}}, "unknown method 'gtpq'"),
         ({"methods": [{"smoothquant": {"alhpa": 1}}], "linears": {"*": "w8a16"}},
          "unknown option 'alhpa' (at method smoothquant). Fix: use 'alpha'."),
+        ("zeroquant-fp-w4a8-m3", "unknown scheme 'zeroquant-fp-w4a8-m3'. Fix: use 'zeroquant-fp-w4a8-m"),
+        ("zeroquant-fp-w4a8-m2-g64", "unknown scheme 'zeroquant-fp-w4a8-m2-g64'. Fix: use 'zeroquant-fp-w4a8-m2'."),
+        ("zeroqant-fp-w4a8", "unknown scheme 'zeroqant-fp-w4a8'. Fix: use 'zeroquant-fp-w4a8'."),
+        ("w4a16-gptq", "unknown scheme 'w4a16-gptq'. Fix: use 'w4a16-g"),
+        ("w4a16-g1-gptq", "a group of 1 values"),
+        ("gptq", "'gptq' is a method, not a scheme"),
         ("nowhere.yaml", "cannot read the recipe: No such file or directory (at nowhere.yaml)"),
     ],
 )

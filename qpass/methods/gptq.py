@@ -89,8 +89,12 @@ class Gptq:
         if not work.names:
             return Solution(notes=(Change(self.name, "-", "skipped: the plan gives no linear a format"),))
         with tqdm(total=len(work.names), desc=self.name, unit=" weights", leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+
             walk(program, data(), work.solve, quantize_inputs=self.quantize_inputs, asymmetric=self.asymmetric,
-                 progress=lambda done, total: bar.update(done - bar.n))  # fmt: skip
+                 progress=progress)  # fmt: skip
         return Solution(params=work.params, notes=tuple(work.notes))
 
 

@@ -249,7 +249,7 @@ def _by_unit(losses_N: Tensor, fmt: Format, static: bool) -> Tensor:
     """Each row's loss, or where rows share scales that another rounding does not have, that of its block."""
     if static or not fmt.rows:
         return losses_N
-    pieces = losses_N.split(fmt.rows)
+    pieces = torch.split(losses_N, fmt.rows)
     return torch.cat([piece.sum().expand(len(piece)) for piece in pieces])
 
 

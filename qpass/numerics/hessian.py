@@ -32,7 +32,8 @@ class Inputs(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """The same in another dtype."""
-        return Inputs(*(part if part is None else part.to(dtype) for part in self))
+        cross, drift = (part if part is None else part.to(dtype) for part in self[1:])
+        return Inputs(self.hessian.to(dtype), cross, drift)
 
 
 class Factor(NamedTuple):

@@ -128,7 +128,9 @@ class _Route:
         for node in program.nodes():
             scheme = getattr(node.meta.get("plan"), "scheme", None)
             if scheme is not None:
-                key = (node.args[0], scheme.input if quantize_inputs else None)
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                key = (source, scheme.input if quantize_inputs else None)
                 self.planned[node] = key
                 self.linears.setdefault(key, []).append(node)
                 self.format_of[_weight(node)] = scheme.weight.plain
@@ -226,7 +228,7 @@ class _State:
 
     def _run(self, nodes: list[fx.Node], stream: _Stream, *, rounding: bool) -> None:
         def value(node: fx.Node) -> Any:
-            return self.param(str(node.target)) if node.op == "get_attr" else stream.values[node]
+            return self.value(stream, node)
 
         for node in nodes:
             key = self.route.planned.get(node)
@@ -247,9 +249,13 @@ class _State:
             self.params[name] = self.program.tensor(name)
         return self.params[name]
 
+    def value(self, stream: _Stream, node: fx.Node) -> Any:
+        """What a node stands for in one batch."""
+        return self.param(str(node.target)) if node.op == "get_attr" else stream.values[node]
+
     def _rounded(self, stream: _Stream, key: Key) -> Tensor:
         """What a linear reads of a value."""
-        value: Tensor = stream.values[key[0]]
+        value: Tensor = self.value(stream, key[0])
         fmt = key[1]
         if fmt is None:
             return value
@@ -268,7 +274,7 @@ class _State:
         if key[1] is not None and key[1].static:
             self.static[key] = self._static(key, key[1])
         for number, stream in enumerate(self.streams):
-            float_x = self.floats[number].values[key[0]] if self.floats else None
+            float_x = self.value(self.floats[number], key[0]) if self.floats else None
             try:
                 found.update(self._rounded(stream, key), float_x)
             except QPassError as error:
@@ -282,7 +288,7 @@ class _State:
         parts = [f"{_weight(self.route.linears[key][0])}.{part}" for part in ("input_scale", "input_zero")]
         if all(part in self.program.params for part in parts):
             return self.program.tensor(parts[0]), self.program.tensor(parts[1])
-        ends = [torch.aminmax(stream.values[key[0]]) for stream in self.streams]
+        ends = [torch.aminmax(self.value(stream, key[0])) for stream in self.streams]
         low = torch.stack([end[0] for end in ends]).amin().float().reshape(1, 1)
         high = torch.stack([end[1] for end in ends]).amax().float().reshape(1, 1)
         return codec.row_scales(low, high, fmt)

@@ -23,12 +23,11 @@ from qpass.formats import Format
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names
 from qpass.numerics import codec, low_rank
+from qpass.numerics.low_rank import DOWN, UP
 from qpass.numerics.scales import Scales
 from qpass.passes.spell import Builder, spell_input, spell_weight
 
 aten = torch.ops.aten
-DOWN, UP = "low_rank.down", "low_rank.up"
-"""Parts of a weight that hold the factors of its branch: V [r, K] and U [N, r]."""
 
 
 def quantise(program: Program) -> Program:

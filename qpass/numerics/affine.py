@@ -77,6 +77,8 @@ def _rows_at_once(w_NK: Tensor) -> int:
 
 def _choose(w_NK: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     padded = _pad(w_NK.float(), fmt)
+    if padded.shape[1] == 1:  # the primitive reduces over no dimension then, which torch takes for all of them
+        padded = F.pad(padded, (0, 1))
     least, most = fmt.range
     scale, zero = CHOOSE(padded, mapping(fmt), block(fmt, padded.shape[1]), fmt.code_dtype, least, most, EPSILON,
                          fmt.scale_dtype, torch.int32)

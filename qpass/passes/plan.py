@@ -263,9 +263,9 @@ def _saved(program: Program) -> int:
     change, seen = 0, set()
     for node in program.graph.nodes:
         choice = node.meta.get("plan")
-        if choice is None or choice.scheme is None or (choice.weight, choice.scheme) in seen:
+        if choice is None or choice.scheme is None or (choice.weight, choice.scheme.weight) in seen:
             continue
-        seen.add((choice.weight, choice.scheme))
+        seen.add((choice.weight, choice.scheme.weight))
         change += choice.bytes_after
         if all(getattr(user.meta.get("plan"), "scheme", None) for user in node.args[1].users):
             change -= choice.bytes_before

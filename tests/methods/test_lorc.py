@@ -333,6 +333,17 @@ def test_after_smoothing_the_weight_is_the_smoothed_one():
     torch.testing.assert_close(product(after, "layers.0.attn.q_proj.weight"), up @ down, rtol=1e-4, atol=1e-5)
 
 
+def test_three_methods_in_their_order(monkeypatch):
+    """A method that edits nothing leaves a smoothed weight as it is: codes that were chosen for it stay good."""
+    stand_in(monkeypatch, NAME, "codes")
+    asked = recipe("int4:channel:sym x int8:token:asym", "smoothquant", "sets")
+    after = solved(asked)
+    smoothed = solved(Recipe.parse({"methods": ["smoothquant"], "linears": {"*": "int4:channel:sym x int8:token:asym"}}))
+    assert torch.equal(after.tensor(NAME), smoothed.tensor(NAME)) and f"{NAME}.codes" in after.params
+    quantised, _, lowered = stages(asked)
+    assert torch.equal(lowered.run(IDS)[0], quantised.run(IDS)[0])
+
+
 # ------------------------------------------------------------------------------------- what is kept, and its bytes
 
 

@@ -336,9 +336,10 @@ def test_after_smoothing_the_weight_is_the_smoothed_one():
 def test_three_methods_in_their_order(monkeypatch):
     """A method that edits nothing leaves a smoothed weight as it is: codes that were chosen for it stay good."""
     stand_in(monkeypatch, NAME, "codes")
-    asked = recipe("int4:channel:sym x int8:token:asym", "smoothquant", "sets")
+    scheme = "int4:channel:sym x int8:token:asym"
+    asked = recipe(scheme, "smoothquant", "sets")
     after = solved(asked)
-    smoothed = solved(Recipe.parse({"methods": ["smoothquant"], "linears": {"*": "int4:channel:sym x int8:token:asym"}}))
+    smoothed = solved(Recipe.parse({"methods": ["smoothquant"], "linears": {"*": scheme}}))
     assert torch.equal(after.tensor(NAME), smoothed.tensor(NAME)) and f"{NAME}.codes" in after.params
     quantised, _, lowered = stages(asked)
     assert torch.equal(lowered.run(IDS)[0], quantised.run(IDS)[0])

@@ -69,8 +69,9 @@ def _schemes() -> Iterator[str]:
 def _methods() -> Iterator[str]:
     yield "\nmethods: written before a scheme, as in smoothquant+w8a8-int8; * looks at calibration data"
     for name, method in METHODS.items():
+        looks = method().needs_data  # with its defaults
         doc = _plain(inspect.getdoc(inspect.getmodule(method)) or "")
-        yield f"  {name + ('*' if method.needs_data else ''):<18} {doc}"
+        yield f"  {name + ('*' if looks else ''):<18} {doc}"
     for name, meaning in PRESETS.items():
         yield f"  {name:<18} {meaning}"
     yield f"  with any number: {', '.join(PRESET_FAMILIES)}"

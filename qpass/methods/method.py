@@ -27,6 +27,8 @@ class Solution:
         add_bias: shifts may give a bias to an op that has none.
         schemes: weights whose linears get another scheme, by name; None keeps them in float. The kernel stays, so only
             the low-rank branch may differ, or the linear be kept.
+        reasons: why a linear is kept in float, by the weight's name.
+        summary: one line on what the method did, for the plan; without it, the edits and parameters are counted.
         notes: what was left out and why, and what the user should know; (by, where, what) as in a program's log.
     """
 
@@ -34,6 +36,8 @@ class Solution:
     params: Mapping[str, Param] = field(default_factory=dict)
     add_bias: bool = False
     schemes: Mapping[str, Scheme | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    summary: str = ""
     notes: tuple[Change, ...] = ()
 
 
@@ -47,7 +51,11 @@ class Method(Protocol):
     """
 
     name: ClassVar[str]
-    needs_data: ClassVar[bool]
+
+    @property
+    def needs_data(self) -> bool:
+        """See above; a class variable, or a property where options decide."""
+        ...
 
     def solve(self, program: Program, analysis: Analysis, data: Data | None) -> Solution:
         """What to do to a PLANNED program. ``data`` is None only where ``needs_data`` is False."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -17,11 +17,29 @@ Progress = Callable[[int], None]
 """Called with the number of batches done."""
 
 
-@torch.no_grad()
+class Observer(Protocol):
+    """What takes in a value, batch by batch: ``Stats``, ``SecondMoment``."""
+
+    def update(self, value: Tensor, /) -> None:
+        """Take in one batch. Raises InputError or NumericsError for a value that it cannot use."""
+        ...
+
+
+Seen = TypeVar("Seen", bound=Observer)
+
+
 def observe(
     program: Program, batches: Iterable[Any], values: Iterable[str], *, progress: Progress | None = None
 ) -> dict[str, Stats]:
-    """Statistics of the values named ``values`` over ``batches``.
+    """Statistics of the values named ``values`` over ``batches``; errors as in ``gather``."""
+    return gather(program, batches, {name: Stats() for name in values}, progress=progress)
+
+
+@torch.no_grad()
+def gather(
+    program: Program, batches: Iterable[Any], found: dict[str, Seen], *, progress: Progress | None = None
+) -> dict[str, Seen]:
+    """Let the observers in ``found`` see the values they are named after, over ``batches``; returns ``found``.
 
     A batch is what the user's model is called with: a dict of keywords, a tuple of arguments, or a tensor, which is the
     only argument. Batches are used one after another and not kept; padding counts as data. The run ends behind the
@@ -31,12 +49,10 @@ def observe(
         InputError: no batch, or one that does not fit the model's call, with its number from 0; an unknown value.
         NumericsError: NaN or Inf in a value, with its name and the batch's number.
     """
-    wanted = list(dict.fromkeys(values))
     names = {node.meta.get("name") for node in program.graph.nodes if node.op != "output"}
-    for name in wanted:
+    for name in found:
         if name not in names:
             raise InputError("the program has no such value", where=f"%{name}", fix="print the program")
-    found = {name: Stats() for name in wanted}
     params: dict[str, Tensor] = {}
     done = 0
     for done, batch in enumerate(batches, 1):
@@ -77,7 +93,7 @@ def flat_inputs(program: Program, batch: Any) -> Sequence[Any]:
     return args
 
 
-def _one(program: Program, inputs: Sequence[Any], found: Mapping[str, Stats], params: dict[str, Tensor]) -> None:
+def _one(program: Program, inputs: Sequence[Any], found: Mapping[str, Observer], params: dict[str, Tensor]) -> None:
     for name, value in _values(program, inputs, set(found), params):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise InputError("the value is no tensor of floats", where=f"%{name}", fix="ask for another value")

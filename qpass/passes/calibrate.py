@@ -14,17 +14,18 @@ from typing import Any
 from torch import Tensor, fx
 
 from qpass.errors import InputError, RecipeError
-from qpass.formats import Scheme
 from qpass.graph.program import Change, Program, copy_graph
 from qpass.methods import Method, Solution
 from qpass.methods.method import Data
 from qpass.numerics.codec import row_scales
+from qpass.numerics.low_rank import DOWN, UP
 from qpass.observe.run import observe
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.sites.edits import check_finite
 from qpass.sites.verify import Applied, verified
 
+PARTS = ("codes", "scale", "zero", "outer")
 BY = "calibrate"
 """In the log: the lines with one summary for each method."""
 
@@ -52,6 +53,7 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
     """
     check_data(recipe, calibration, static=any(_static(program)))
     data = _Batches(calibration) if calibration is not None else None
+    corrected: dict[str, str] = {}
     for method in recipe.methods:
         analysis = analyse(program)
         _check_finite(program, analysis)
@@ -59,8 +61,10 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
         applied = verified(program, solution.edits, add_bias=solution.add_bias, by=method.name)
         log = (*applied.program.log, *solution.notes, _summary(method, analysis, solution, applied))
         _check_fresh(method, program, applied.program)
-        program = replace(applied.program, params={**applied.program.params, **solution.params}, log=log)
-        program = _with_schemes(program, solution.schemes)
+        _check_corrected(method, program, applied.program, solution, corrected)
+        corrected |= dict.fromkeys(_corrects(program, solution), method.name)
+        program = _with_params(applied.program, method, solution, log)
+        program = _with_schemes(program, method, solution)
         _check_reached(method, analysis, solution)
     return replace(_with_static(program, data), stage="SOLVED")
 
@@ -92,20 +96,54 @@ def _check_fresh(method: Method, before: Program, after: Program) -> None:
                 raise RecipeError(what, where=f"method {method.name}", fix="put it before the one that chooses them")
 
 
-def _with_schemes(program: Program, schemes: Mapping[str, Scheme | None]) -> Program:
-    """The program with other schemes for the linears of some weights."""
+def _corrects(program: Program, solution: Solution) -> Iterator[str]:
+    """The weights whose error a solution corrects, by a branch, or finds better uncorrected."""
+    for name in solution.params:
+        if name.endswith(f".{UP}"):
+            yield name.removesuffix(f".{UP}")
+    for node in program.nodes():
+        choice = node.meta.get("plan")
+        if choice is not None and choice.branch and choice.weight in solution.schemes:
+            yield choice.weight
+
+
+def _check_corrected(
+    method: Method, before: Program, after: Program, solution: Solution, corrected: Mapping[str, str]
+) -> None:
+    """Raise RecipeError where a method changes what the error was that an earlier one has corrected."""
+    for name, by in corrected.items():
+        parts = [part for part in (*PARTS, UP, DOWN) if f"{name}.{part}" in solution.params]
+        edited = after.params.get(name) is not before.params.get(name) or name in solution.params
+        if parts or edited:
+            what = f"it sets the {parts[0]} of {name}" if parts else f"it changes {name}"
+            raise RecipeError(f"{what}, whose error {by} has corrected already", where=f"method {method.name}",
+                              fix=f"put {method.name} before {by}" if by != method.name else "name it once")
+
+
+def _with_params(program: Program, method: Method, solution: Solution, log: tuple[Change, ...]) -> Program:
+    """The program with the parameters that a method sets; one that was there before has it in its history."""
+    history = {name: (*program.history.get(name, ()), f"{method.name}: set") for name in solution.params
+               if name in program.params}  # fmt: skip
+    params = {**program.params, **solution.params}
+    return replace(program, params=params, history={**program.history, **history}, log=log)
+
+
+def _with_schemes(program: Program, method: Method, solution: Solution) -> Program:
+    """The program with other schemes for the linears of some weights. What a linear reads its input in stays."""
+    schemes = solution.schemes
     if not schemes:
         return program
     graph, _ = copy_graph(program.graph)
     for node in graph.nodes:
         choice = node.meta.get("plan")
-        if choice is None or choice.weight not in schemes:
+        if choice is None or choice.scheme is None or choice.weight not in schemes:
             continue
         scheme = schemes[choice.weight]
         if scheme is None:
-            why = "a method keeps it in float"
+            why = solution.reasons.get(choice.weight, f"{method.name} keeps it in float")
             node.meta["plan"] = replace(choice, scheme=None, kernel=None, branch=(), reason=why)
         else:
+            scheme = replace(choice.scheme, weight=scheme.weight)
             node.meta["plan"] = replace(choice, scheme=scheme, branch=choice.branch if scheme.weight.rank else ())
     return program.with_graph(graph)
 
@@ -155,14 +193,14 @@ def _summary(method: Method, analysis: Analysis, solution: Solution, applied: Ap
     skipped = sum(note.what.startswith("skipped") for note in solution.notes)
     left = f", {skipped} skipped" if skipped else ""
     text = f"{len(applied.kept)} exact edits on {len(analysis.sites)} sites{left}{refused}{changed}"
-    return Change(BY, method.name, text)
+    return Change(BY, method.name, solution.summary or text)
 
 
 def method_lines(program: Program, recipe: Recipe) -> tuple[str, ...]:
     """For a plan: one line a method, then one for each thing it left out or was refused."""
     lines = [f"{change.where}: {change.what}" for change in program.log if change.by == BY]
     names = {method.name for method in recipe.methods}
-    reasons = ("skipped", "refused")
+    reasons = ("skipped", "refused", "dropped")
     lines += [f"{change.by}: {change.where}: {change.what}" for change in program.log
               if change.by in names and change.what.startswith(reasons)]  # fmt: skip
     return tuple(lines)

@@ -10,13 +10,13 @@ import torch
 from torch import fx
 
 from qpass.errors import RecipeError
-from qpass.formats import Format, Scheme, nearest
+from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
 from qpass.lowering import Case, Kernel, Target
 from qpass.methods import Amends, as_data
-from qpass.numerics.low_rank import check_rank
+from qpass.numerics.low_rank import INT8, check_rank
 from qpass.recipe import Line, Recipe
 
 aten = torch.ops.aten
@@ -38,8 +38,10 @@ class Choice:
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the weight, its scales and zero points, without padding."""
-        return self.scheme.weight.weight_bytes(*self.shape) if self.scheme else self.bytes_before
+        """Bytes of the weight, its scales, zero points and branch, without padding."""
+        if self.scheme is None:
+            return self.bytes_before
+        return self.scheme.weight.plain.weight_bytes(*self.shape) + sum(part.bytes_after for part in self.branch)
 
     def __str__(self) -> str:
         return f"{self.scheme} -> {self.kernel.name}" if self.scheme and self.kernel else f"keep: {self.reason}"
@@ -109,9 +111,10 @@ def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[Choice,
     check_rank(fmt.rank, choice.shape, choice.weight)
     found = []
     for shape, inputs in (((fmt.rank, width), choice.scheme.input), ((rows, fmt.rank), None)):
-        part = Choice(choice.weight, shape, None, reason="a factor of a low-rank branch")
+        size = shape[0] * shape[1] * dtype.itemsize
+        part = Choice(choice.weight, shape, None, reason="a factor of a low-rank branch", bytes_before=size)
         if fmt.factor == "int8":
-            part = replace(part, scheme=Scheme(Format("int8", "channel"), inputs))
+            part = replace(part, scheme=Scheme(INT8, inputs))
             part = replace(part, kernel=target.pick(case_of(part, dtype))[0])
         found.append(part)
     return tuple(found)
@@ -220,6 +223,7 @@ class Plan:
         rows = [(name, _shape(choice), str(choice.scheme or "keep"),
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
         lines += table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
+        lines += self._branches()
         lines += [f"method {text}" for text in self.methods]
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
@@ -231,6 +235,18 @@ class Plan:
         lines.append(f"{count} of {len(self.choices)} linears quantized; weights {_mib(self.bytes_before)} -> "
                      f"{_mib(self.bytes_after)} ({self.bytes_before / max(self.bytes_after, 1):.2f}x smaller)")
         return "\n".join(lines)
+
+    def _branches(self) -> list[str]:
+        """A table of the low-rank branches; layers that agree share a row."""
+        rows = []
+        for name, choice in self.choices:
+            if choice.branch and choice.scheme:
+                fmt, size = choice.scheme.weight, sum(part.bytes_after for part in choice.branch)
+                kernels = [part.kernel.name if part.kernel else "float linear" for part in choice.branch]
+                bits = f"{size * 8 / (choice.shape[0] * choice.shape[1]):.3f}"
+                rows.append((name, str(fmt.rank), fmt.factor, *map(_shape, choice.branch), *kernels, _kib(size), bits))
+        head = ("low-rank branch", "rank", "factors", "V", "U", "V's kernel", "U's kernel", "size", "bits a weight")
+        return table(head, fold_rows(rows)) if rows else []
 
 
 def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
@@ -247,9 +263,9 @@ def _saved(program: Program) -> int:
     change, seen = 0, set()
     for node in program.graph.nodes:
         choice = node.meta.get("plan")
-        if choice is None or choice.scheme is None or (choice.weight, choice.scheme) in seen:
+        if choice is None or choice.scheme is None or (choice.weight, choice.scheme.weight) in seen:
             continue
-        seen.add((choice.weight, choice.scheme))
+        seen.add((choice.weight, choice.scheme.weight))
         change += choice.bytes_after
         if all(getattr(user.meta.get("plan"), "scheme", None) for user in node.args[1].users):
             change -= choice.bytes_before
@@ -274,6 +290,10 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _mib(count: int) -> str:
     return f"{count / 2**20:.2f} MiB"
+
+
+def _kib(count: int) -> str:
+    return f"{count / 2**10:.2f} KiB"
 
 
 def _shape(choice: Choice) -> str:

@@ -19,16 +19,15 @@ import torch
 from torch import Tensor, fx
 
 from qpass.errors import NumericsError
-from qpass.formats import Format
+from qpass.formats import Format, Scheme
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names
 from qpass.numerics import codec, low_rank
+from qpass.numerics.low_rank import DOWN, UP
 from qpass.numerics.scales import Scales
 from qpass.passes.spell import Builder, spell_input, spell_weight
 
 aten = torch.ops.aten
-DOWN, UP = "low_rank.down", "low_rank.up"
-"""Parts of a weight that hold the factors of its branch: V [r, K] and U [N, r]."""
 
 
 def quantise(program: Program) -> Program:
@@ -56,6 +55,7 @@ class _State:
         self.types: dict[Any, Tensor] = {}
         self.inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.weights: dict[tuple[fx.Node, Format], fx.Node] = {}
+        self.factors: dict[str, fx.Node] = {}
 
     def linear(self, node: fx.Node) -> None:
         """Put quantize-dequantize around one linear, and its branch beside it."""
@@ -123,18 +123,24 @@ class _State:
         """%node -> %node + linear(linear(%x, V), U). Float factors read the input as it is, int8 ones its codes."""
         build = Builder(self.program.graph, node.next, self.types)
         for part, choice in zip((DOWN, UP), node.meta["plan"].branch):
-            weight = build.param(f"{name}.{part}", self.params[f"{name}.{part}"])
             shape = (*node.meta["val"].shape[:-1], choice.shape[0])
-            if choice.scheme:
-                fmt = choice.scheme.weight
-                self._derive(f"{name}.{part}", self.program_tensor(f"{name}.{part}"), fmt)
-                weight = spell_weight(build, weight, fmt, self.params)
-            x = build.call(aten.linear.default, x, weight, val=build.type(shape, node.meta["val"].dtype))
+            factor = f"{name}.{part}"
+            if factor not in self.factors:
+                self.factors[factor] = self._factor(build, factor, choice.scheme)
+            value = build.type(shape, node.meta["val"].dtype)
+            x = build.call(aten.linear.default, x, self.factors[factor], val=value)
             x.meta["plan"] = choice
         users = list(node.users)
         total = build.call(aten.add.Tensor, node, x, val=node.meta["val"])
         for user in users:
             user.replace_input_with(node, total)
+
+    def _factor(self, build: Builder, name: str, scheme: Scheme | None) -> fx.Node:
+        weight = build.param(name, self.params[name])
+        if scheme is None:
+            return weight
+        self._derive(name, self.program_tensor(name), scheme.weight)
+        return spell_weight(build, weight, scheme.weight, self.params)
 
     def program_tensor(self, name: str) -> Tensor:
         """A parameter that this run may have set."""

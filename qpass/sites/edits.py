@@ -288,7 +288,7 @@ class _Work:
                 moved[name] = _base(name, params)
                 params[moved[name]] = params[name]
         for name, param in params.items():
-            if isinstance(param, Derived) and name not in moved:
+            if isinstance(param, Derived) and name not in moved and not moved.keys().isdisjoint(param.sources):
                 params[name] = replace(param, sources=tuple(moved.get(source, source) for source in param.sources))
         for name, steps in self.steps.items():
             old = params[name]

@@ -11,12 +11,24 @@ from qpass.formats import nearest
 from qpass.methods.gptq import Gptq
 from qpass.methods.lorc import Lorc
 from qpass.methods.method import Amends, Method, Solution
+from qpass.methods.power_of_two_scales import PowerOfTwoScales
+from qpass.methods.scale_search import ScaleSearch
 from qpass.methods.smoothquant import SmoothQuant
 from qpass.methods.smoothquant_free import SmoothQuantFree
 
 __all__ = ["METHODS", "Amends", "Method", "Solution", "as_data", "make", "options"]
 
-METHODS: dict[str, type[Any]] = {method.name: method for method in (SmoothQuant, SmoothQuantFree, Gptq, Lorc)}
+METHODS: dict[str, type[Any]] = {
+    method.name: method
+    for method in (
+        SmoothQuant,
+        SmoothQuantFree,
+        Gptq,
+        Lorc,
+        PowerOfTwoScales,
+        ScaleSearch,
+    )
+}
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Method:

@@ -9,11 +9,12 @@ here, because torchao has nothing that fits: four-bit floats, scales that are po
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qpass.formats import Format
-from qpass.numerics import affine, grids, scales
+from qpass.numerics import affine, scales, shift_search
+from qpass.numerics.elements import decode, encode
+from qpass.numerics.groups import expand, group_amax, grouped, spread
 from qpass.numerics.scales import Scales
 
 CHOOSE_FLOAT8 = torch.ops.torchao.choose_scale_float8.default
@@ -40,6 +41,8 @@ def choose(w_NK: Tensor, fmt: Format) -> Scales:
     """
     if not fmt.grid.is_float and fmt.scale_kind.is_real and fmt.granularity in ("channel", "group") and not fmt.full:
         return _affine_scales(w_NK, fmt)
+    if fmt.scale == "m2plus":
+        return shift_search.choose(w_NK, fmt, base_search=True)
     amax = group_amax(w_NK, fmt)
     found = scales.from_amax(amax, fmt)
     if fmt.scale_kind.is_real:
@@ -58,7 +61,7 @@ def quantize(w_NK: Tensor, found: Scales, fmt: Format) -> Tensor:
     for first in range(0, len(w_NK), step):
         rows = slice(first, first + step)
         scale = expand(whole if len(whole) == 1 else whole[_scale_rows(rows, fmt)], w_NK[rows].shape, fmt)
-        codes[rows] = _encode(w_NK[rows].float() / scale, fmt)
+        codes[rows] = encode(w_NK[rows].float() / scale, fmt)
     return codes
 
 
@@ -67,7 +70,7 @@ def dequantize(codes_NK: Tensor, found: Scales, fmt: Format, dtype: torch.dtype)
     if spelling(fmt) == AFFINE:
         return affine.dequantize(codes_NK, found.scale, found.zero, fmt, dtype)
     scale = expand(scales.effective(found, fmt), codes_NK.shape, fmt)
-    return (_decode(codes_NK, fmt) * scale).to(dtype)
+    return (decode(codes_NK, fmt) * scale).to(dtype)
 
 
 def fake_quantize(w_NK: Tensor, fmt: Format, found: Scales | None = None) -> Tensor:
@@ -98,8 +101,8 @@ def quantize_static(x: Tensor, scale: Tensor, zero: Tensor, fmt: Format) -> Tens
     """Codes [..., K] of inputs with given float32 scales and int32 zero points, [..., G] or broadcast to it."""
     scaled = x.to(torch.float32) / spread(scale, x.shape[-1], fmt)
     if fmt.symmetric:
-        return _encode(scaled, fmt)
-    return _encode(torch.round(scaled) + spread(zero, x.shape[-1], fmt), fmt)
+        return encode(scaled, fmt)
+    return encode(torch.round(scaled) + spread(zero, x.shape[-1], fmt), fmt)
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor, zero: Tensor, fmt: Format, dtype: torch.dtype) -> Tensor:
@@ -108,7 +111,7 @@ def dequantize_rows(codes: Tensor, scale: Tensor, zero: Tensor, fmt: Format, dty
         return affine.dequantize_rows(codes, scale, zero, fmt, dtype)
     if spelling(fmt) == FLOAT8 and fmt.granularity == "token":
         return DEQUANTIZE_FLOAT8(codes, scale, dtype)
-    values = _decode(codes, fmt)
+    values = decode(codes, fmt)
     if not fmt.symmetric:
         values = values - spread(zero, codes.shape[-1], fmt)
     return (values * spread(scale, codes.shape[-1], fmt)).to(dtype)
@@ -130,24 +133,6 @@ def row_block(x: Tensor) -> list[int]:
     return [1] * (x.dim() - 1) + [x.shape[-1]]
 
 
-def group_amax(w_NK: Tensor, fmt: Format) -> Tensor:
-    """[R, G] float32: the largest magnitude of what shares a scale."""
-    amax = _grouped(w_NK.abs(), fmt).amax(-1).float()  # abs and max are exact in any dtype
-    if fmt.granularity == "tensor":
-        return amax.amax(0, keepdim=True)
-    if fmt.rows:
-        amax = F.pad(amax, (0, 0, 0, -len(amax) % fmt.rows)).view(-1, fmt.rows, amax.shape[1]).amax(1)
-    return amax
-
-
-def expand(scale_RG: Tensor, shape: torch.Size, fmt: Format) -> Tensor:
-    """Scales [R, G] spread over the weight they belong to: [N, K], or a shape that broadcasts to it."""
-    rows, width = shape
-    if fmt.rows:
-        scale_RG = scale_RG.repeat_interleave(fmt.rows, 0)[:rows]
-    return scale_RG.repeat_interleave(fmt.group, 1)[:, :width] if fmt.group else scale_RG
-
-
 def _scale_rows(rows: slice, fmt: Format) -> slice:
     return rows if not fmt.rows else slice(rows.start // fmt.rows, None)
 
@@ -161,32 +146,10 @@ def _affine_scales(w_NK: Tensor, fmt: Format) -> Scales:
     return Scales(scale, None if fmt.symmetric else zero.to(torch.uint8))
 
 
-def _encode(scaled: Tensor, fmt: Format) -> Tensor:
-    if fmt.grid.is_float:
-        return grids.encode(scaled, fmt.grid)
-    return torch.round(scaled).clamp(*fmt.range).to(fmt.code_dtype)
-
-
-def _decode(codes: Tensor, fmt: Format) -> Tensor:
-    return grids.decode(codes, fmt.grid) if fmt.grid.is_float else codes.to(torch.float32)
-
-
-def _grouped(x: Tensor, fmt: Format) -> Tensor:
-    """[..., G, group]: the last dimension cut into groups, the last one completed with zeros."""
-    if not fmt.group:
-        return x.unsqueeze(-2)
-    return F.pad(x, (0, -x.shape[-1] % fmt.group)).unflatten(-1, (-1, fmt.group))
-
-
 def _row_range(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """[..., G]: the least and greatest value of each group of each row; of a tensor those of all rows."""
-    grouped = _grouped(x, fmt)
-    low, high = grouped.amin(-1), grouped.amax(-1)
+    cut = grouped(x, fmt)
+    low, high = cut.amin(-1), cut.amax(-1)
     if fmt.granularity == "tensor":
         low, high = low.amin().expand_as(low), high.amax().expand_as(high)
     return low, high
-
-
-def spread(part: Tensor, width: int, fmt: Format) -> Tensor:
-    """Scales or zero points [..., G] of inputs spread over the values they belong to, or a shape that broadcasts."""
-    return part.repeat_interleave(fmt.group, -1)[..., :width] if fmt.group else part

@@ -34,6 +34,19 @@ def encode(x: Tensor, grid: Grid) -> Tensor:
     return (code | (torch.signbit(x).to(torch.int32) << (grid.bits - 1))).to(torch.uint8)
 
 
+def nearest(x: Tensor, grid: Grid) -> Tensor:
+    """``decode(encode(x))`` in a third of the operations, for those who need the values alone. NaN stays NaN."""
+    if grid.dtype is not None:
+        return encode(x, grid).to(torch.float32)
+    magnitude = x.abs().clamp_(max=grid.max)
+    drop = _MANTISSA - grid.mantissa
+    bits = magnitude.view(torch.int32)
+    rounded = (bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)).bitwise_and_(-(1 << drop)).view(torch.float32)
+    step = 2.0 ** (1 - grid.bias - grid.mantissa)
+    small = torch.round(magnitude / step).mul_(step)
+    return torch.where(magnitude < 2.0 ** (1 - grid.bias), small, rounded).copysign_(x)
+
+
 def decode(codes: Tensor, grid: Grid) -> Tensor:
     """The values of codes, float32."""
     if grid.dtype is not None:

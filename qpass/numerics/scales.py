@@ -1,7 +1,9 @@
 """Scales of groups by kind: what is stored, from the largest magnitude of each group.
 
 amax is [R, G] float32: the largest |w| of each group of each row. ``real`` is S = amax / max, the scale that maps the
-largest magnitude to the largest value of the grid. A group of zeros gets S = 1 and codes of 0.
+largest magnitude to the largest value of the grid. A group of zeros gets S = 1 and codes of 0; in a weight with E8M0
+scales it gets the byte 0, as in torchao's MX formats. A group with NaN or Inf gets a scale that is NaN, or NaN or Inf
+where scales are real numbers or have an outer factor.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def from_amax(amax: Tensor, fmt: Format, *, rowwise: bool = False) -> Scales:
         return row_shifts(scale, amax)
     if fmt.scale_kind.outer == "tensor":
         return two_level(amax, fmt, rowwise=rowwise)
-    return Scales(torch.where(torch.isfinite(amax), powers.to_e8m0(_exponent(amax, fmt)), powers.NAN).to(torch.uint8))
+    byte = torch.where(torch.isfinite(amax), powers.to_e8m0(_exponent(amax, fmt)), powers.NAN)
+    # Not for inputs: they are divided by their scale where a GPU may flush 2^-127 to 0.
+    return Scales(byte.to(torch.uint8) if rowwise else torch.where(amax == 0, 0, byte).to(torch.uint8))
 
 
 def inner(scales: Scales, fmt: Format) -> Tensor:
@@ -70,15 +74,15 @@ def effective(scales: Scales, fmt: Format) -> Tensor:
 
 def _exponent(amax: Tensor, fmt: Format) -> Tensor:
     """log2 of the power of two that the rule of ``fmt.scale`` gives; 0 for a group of zeros."""
-    usable = torch.where((amax > 0) & torch.isfinite(amax), amax, fmt.max)
+    size = torch.where((amax > 0) & torch.isfinite(amax), amax, fmt.max)
     if fmt.scale == "m1":
-        found = powers.ceil_log2(usable / fmt.max)
+        found = powers.ceil_log2(size / fmt.max)
     elif fmt.scale == "e8m0-ceil":
-        found = powers.ceil_log2(usable) - _emax(fmt)
+        found = powers.ceil_log2(size) - _emax(fmt)
     elif fmt.scale == "e8m0-even":
-        found = powers.even_log2(usable, fmt.grid.mantissa) - _emax(fmt)
+        found = powers.even_log2(size, fmt.grid.mantissa) - _emax(fmt)
     else:
-        found = powers.floor_log2(usable) - _emax(fmt)
+        found = powers.floor_log2(size) - _emax(fmt)
     return torch.where(amax == 0, 0, found)
 
 
@@ -86,15 +90,44 @@ def _emax(fmt: Format) -> int:
     return fmt.grid.max_exponent if fmt.grid.is_float else fmt.bits - 2
 
 
+def usable(scale: Tensor, amax: Tensor) -> Tensor:
+    """S, and 1 for groups of zeros and those with NaN or Inf, which have no logarithm."""
+    return torch.where((amax > 0) & torch.isfinite(scale), scale, 1.0)
+
+
 def row_shifts(scale: Tensor, amax: Tensor) -> Scales:
     """M2: t = ⌊log2 (S_row / S)⌋ from 0 to 14, S_row the largest S of a row, real. All-zero groups follow their row."""
-    outer = torch.where(amax > 0, scale, 0.0).amax(1, keepdim=True)
-    outer = torch.where(outer == 0, 1.0, outer)
-    ratio = torch.where(amax > 0, outer / scale, 1.0)
+    outer = row_base(scale, amax)
+    return Scales(shifts_up(outer, scale, amax).clamp(0, MAX_SHIFT).to(torch.uint8), outer=outer)
+
+
+def row_base(scale: Tensor, amax: Tensor) -> Tensor:
+    """[R, 1]: S_row, the largest S of a row; 1 for a row of zeros. NaN and Inf stay."""
+    outer = torch.where(amax == 0, 0.0, scale).amax(1, keepdim=True)
+    return torch.where(outer == 0, 1.0, outer)
+
+
+def shifts_up(base: Tensor, scale: Tensor, amax: Tensor) -> Tensor:
+    """⌊log2 (base / S)⌋, int32, of any size: the largest t with base / 2^t ≥ S. 0 where a group is 0 or not finite."""
+    ratio = base / scale
+    ratio = torch.where((amax > 0) & torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
     shift = powers.floor_log2(ratio)
-    # The division above may round up to a power of two: the scale would then be a last bit too small.
-    shift = shift - ((outer.double() * torch.exp2(-shift.double())) < scale.double()).to(torch.int32)
-    return Scales(shift.clamp(0, MAX_SHIFT).to(torch.uint8), outer=outer)
+    # The division may round up to a power of two: the scale would then be a last bit too small.
+    return shift - ((base.double() * torch.exp2(-shift.double())) < scale.double()).to(torch.int32)
+
+
+def beyond(amax: Tensor, fmt: Format) -> Tensor:
+    """[R, G] bool: groups whose scale is less than 2^-14 of their row's, so that M2 must stop at t = 14.
+
+    They are rounded with that larger scale: nothing is clipped, and their steps are finer than 2^-14 of the row's.
+    """
+    scale = real(amax, fmt)
+    return shifts_up(row_base(scale, amax), scale, amax) > MAX_SHIFT
+
+
+def beyond_limit(count: int, total: int) -> str:
+    """The same in words, for a log."""
+    return f"{count} of {total} groups below 2^-{MAX_SHIFT} of their row's largest"
 
 
 def two_level(amax: Tensor, fmt: Format, *, rowwise: bool = False) -> Scales:

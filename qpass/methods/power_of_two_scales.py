@@ -5,7 +5,7 @@
     M2+   Ŝ = B / 2^t, B and t searched            format kind m2plus
 
 before   param layers.0.mlp.up_proj.weight
-after    param layers.0.mlp.up_proj.weight, .scale (.outer): ``quantise`` or GPTQ rounds codes with them
+after    param layers.0.mlp.up_proj.weight, .scale (.outer): codes are rounded with them
 Not exact: the scales are up to twice as large as those without the constraint. What it buys is that codes become FP8 by
 a shift, exactly (``qpass.numerics.shift_cast``). For that, a group is kept within 2^-14 of its row's largest; groups
 that were farther are rounded with the larger scale, and counted.

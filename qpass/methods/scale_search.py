@@ -3,9 +3,9 @@
     min over s    Σ_k h_k |v_k - w_k|^p,    v = nearest(w / s) · s
 
 before   param layers.0.mlp.up_proj.weight
-after    param layers.0.mlp.up_proj.weight, .scale (.zero, .outer): ``quantise`` or GPTQ rounds codes with them
+after    param layers.0.mlp.up_proj.weight, .scale (.zero, .outer): codes are rounded with them
 Not exact. By this error never worse than the scales of round to nearest, which are always among the candidates;
-``qpass.numerics.scale_search`` has them for each kind of scale. Source: GPTQ's ``mse`` option (Frantar et al. 2023).
+``qpass.numerics.scale_search`` has them for each kind of scale. Source: Frantar et al. 2023, option ``mse``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ScaleSearch:
     """Options of a recipe.
 
     Args:
-        power: of the error. GPTQ's own search takes 2.4.
+        power: of the error. Frantar et al. take 2.4.
         weighted: errors count by the mean square of the input they meet, from calibration data.
         e4m3: which scales of the kind e4m3 to try: ``near`` (from an eighth of the usual one to twice that) or ``all``
             126 positive ones.
@@ -91,7 +91,8 @@ class ScaleSearch:
         power = float(self.power)
         found = scale_search.search(value, fmt, power=power, weight_K=weight_K, every=self.e4m3 == "all")
         usual = codec.choose(value, fmt)
-        return found, *(weight_error(value, one, fmt, weight_K=weight_K, power=power) for one in (found, usual))
+        error, before = (weight_error(value, one, fmt, weight_K=weight_K, power=power) for one in (found, usual))
+        return found, error, before
 
 
 def _words(error: float, usual: float) -> str:

@@ -44,7 +44,7 @@ def nearest(x: Tensor, grid: Grid) -> Tensor:
     rounded = (bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)).bitwise_and_(-(1 << drop)).view(torch.float32)
     step = 2.0 ** (1 - grid.bias - grid.mantissa)
     small = torch.round(magnitude / step).mul_(step)
-    return torch.where(magnitude < 2.0 ** (1 - grid.bias), small, rounded).copysign_(x)
+    return torch.where(magnitude >= 2.0 ** (1 - grid.bias), rounded, small).copysign_(x)  # NaN is small, and stays
 
 
 def decode(codes: Tensor, grid: Grid) -> Tensor:

@@ -9,8 +9,8 @@
     down      the next that is at most S (t = ⌈log2 (S_row / S)⌉, as printed): up to half of a group's range is clipped
     best2     of up and down the one with the smaller error
 
-M2+ takes best2 at each base. u = 0 is among them and wins ties, so it is never worse than M2 with best2. The range of u
-is one octave: what another base would give is one of these with other shifts.
+M2+ takes the better of two e at each base. u = 0 is among them and wins ties: never worse than M2 with best2. The range
+of u is one octave: what another base would give is one of these with other shifts.
 
 Sources: ZeroQuant-FP (Wu et al. 2023) for M1 and M2, where M2 is printed in the form "down"; the search is our own.
 """
@@ -103,11 +103,11 @@ class _Rows:
 
     def searched(self) -> tuple[Tensor, Tensor]:
         """e and base of M2+: the base with the smallest error of the row, each group at the better of two e."""
-        exponent, least = self._better(*self._neighbors(self.base), self.base)
+        exponent, least = self._better(*self._pair(self.base), self.base)
         base = self.base
         for step in BASES[1:]:
             other = (self.base.double() * 2.0 ** (step / STEPS)).to(torch.float32)
-            found, error = self._better(*self._neighbors(other), other)
+            found, error = self._better(*self._pair(other), other)
             better = error.sum(1, keepdim=True) < least.sum(1, keepdim=True)
             exponent, least = torch.where(better, found, exponent), torch.where(better, error, least)
             base = torch.where(better, other, base)
@@ -123,6 +123,11 @@ class _Rows:
         up = -scales.shifts_up(base, self.scale, self.amax)
         exact = (base.double() * torch.exp2(up.double()) == self.scale.double()) | (self.amax == 0)
         return up.clamp(-MAX_SHIFT, 0), torch.where(exact, up, up - 1).clamp(-MAX_SHIFT, 0)
+
+    def _pair(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """e of up and the one below, also where S is a power of two from the base: the largest of a row always is."""
+        up = -scales.shifts_up(base, self.scale, self.amax)
+        return up.clamp(-MAX_SHIFT, 0), (up - 1).clamp(-MAX_SHIFT, 0)
 
     def _better(self, up: Tensor, down: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """The e with the smaller error, up where they are equal, and that error."""

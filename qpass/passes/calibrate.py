@@ -61,6 +61,7 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
         applied = verified(program, solution.edits, add_bias=solution.add_bias, by=method.name)
         log = (*applied.program.log, *solution.notes, _summary(method, analysis, solution, applied))
         _check_fresh(method, program, applied.program)
+        _check_scales(method, program, solution)
         _check_corrected(method, program, applied.program, solution, corrected)
         corrected |= dict.fromkeys(_corrects(program, solution), method.name)
         program = _with_params(applied.program, method, solution, log)
@@ -118,6 +119,19 @@ def _check_corrected(
             what = f"it sets the {parts[0]} of {name}" if parts else f"it changes {name}"
             raise RecipeError(f"{what}, whose error {by} has corrected already", where=f"method {method.name}",
                               fix=f"put {method.name} before {by}" if by != method.name else "name it once")
+
+
+def _check_scales(method: Method, before: Program, solution: Solution) -> None:
+    """Raise RecipeError where a method sets a scale behind the codes that were rounded with another.
+
+    Each value of the group would change by the ratio of the two: up to 2 for a scale that became a power of two.
+    """
+    for name in solution.params:
+        weight, _, part = name.rpartition(".")
+        codes = f"{weight}.codes"
+        if part in ("scale", "zero", "outer") and codes in before.params and codes not in solution.params:
+            what = f"it sets the {part} of {weight}, whose codes are chosen already"
+            raise RecipeError(what, where=f"method {method.name}", fix="put it before the one that chooses the codes")
 
 
 def _with_params(program: Program, method: Method, solution: Solution, log: tuple[Change, ...]) -> Program:
@@ -197,10 +211,10 @@ def _summary(method: Method, analysis: Analysis, solution: Solution, applied: Ap
 
 
 def method_lines(program: Program, recipe: Recipe) -> tuple[str, ...]:
-    """For a plan: one line a method, then one for each thing it left out or was refused."""
+    """For a plan: one line a method, then its totals, and one for each thing it left out or was refused."""
     lines = [f"{change.where}: {change.what}" for change in program.log if change.by == BY]
     names = {method.name for method in recipe.methods}
-    reasons = ("skipped", "refused", "dropped")
+    reasons = ("skipped", "refused", "dropped", "in all")
     lines += [f"{change.by}: {change.where}: {change.what}" for change in program.log
               if change.by in names and change.what.startswith(reasons)]  # fmt: skip
     return tuple(lines)

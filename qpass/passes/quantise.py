@@ -20,11 +20,11 @@ from torch import Tensor, fx
 
 from qpass.errors import NumericsError
 from qpass.formats import Format, Scheme
-from qpass.graph.program import Derived, Param, Program, copy_graph
+from qpass.graph.program import Change, Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names
 from qpass.numerics import codec, low_rank
 from qpass.numerics.low_rank import DOWN, UP
-from qpass.numerics.scales import Scales
+from qpass.numerics.scales import Scales, beyond, beyond_limit
 from qpass.passes.spell import Builder, spell_input, spell_weight
 
 aten = torch.ops.aten
@@ -42,7 +42,8 @@ def quantise(program: Program) -> Program:
         state.linear(node)
     graph.eliminate_dead_code()
     assign_names(graph)
-    return program.with_graph(graph, params=state.params, history=state.history, stage="QUANTISED")
+    log = (*program.log, *state.log)
+    return program.with_graph(graph, params=state.params, history=state.history, stage="QUANTISED", log=log)
 
 
 class _State:
@@ -52,6 +53,7 @@ class _State:
         self.program = program
         self.params: dict[str, Param] = dict(program.params)
         self.history = dict(program.history)
+        self.log: list[Change] = []
         self.types: dict[Any, Tensor] = {}
         self.inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.weights: dict[tuple[fx.Node, Format], fx.Node] = {}
@@ -96,6 +98,7 @@ class _State:
             for part, tensor in zip(parts, found):
                 if tensor is not None:
                     self._set(f"{name}.{part}", tensor, name, f"round to nearest {fmt.plain}")
+            self._count_limited(name, value, fmt)
         if f"{name}.codes" not in self.params:
             have = [part for part in parts if f"{name}.{part}" in self.params]
             sources = (name, *(f"{name}.{part}" for part in have))
@@ -104,6 +107,14 @@ class _State:
             self._set(f"{name}.codes", derived, name, f"round to nearest {fmt.plain}")
         if fmt.rank and f"{name}.{UP}" not in self.params:
             self._factors(name, value, fmt)
+
+    def _count_limited(self, name: str, value: Tensor, fmt: Format) -> None:
+        """A line in the log where M2's shifts end before a group does."""
+        if fmt.scale_kind.outer == "row":
+            limited = beyond(codec.group_amax(value, fmt), fmt)
+            if bool(limited.any()):
+                what = f"{beyond_limit(int(limited.sum()), limited.numel())}, rounded at that limit"
+                self.log.append(Change("quantise", name, what))
 
     def _factors(self, name: str, value: Tensor, fmt: Format) -> None:
         """LoRC's plain form, where no method has chosen the factors: the SVD of the error of the codes."""

@@ -71,9 +71,9 @@ def _methods() -> Iterator[str]:
     for name, method in METHODS.items():
         looks = method().needs_data  # with its defaults
         doc = _plain(inspect.getdoc(inspect.getmodule(method)) or "")
-        yield f"  {name + ('*' if looks else ''):<18} {doc}"
+        yield f"  {name + ('*' if looks else ''):<20} {doc}"
     for name, meaning in PRESETS.items():
-        yield f"  {name:<18} {meaning}"
+        yield f"  {name:<20} {meaning}"
     yield f"  with any number: {', '.join(PRESET_FAMILIES)}"
 
 

@@ -1,4 +1,4 @@
-"""Scales that are powers of two apart (ZeroQuant-FP, Wu et al. 2023): M1, M2 and M2+, chosen before any code exists.
+"""Scales that are powers of two apart: M1, M2 (ZeroQuant-FP, Wu et al. 2023) and M2+; codes become FP8 by a shift.
 
     M1    Ŝ = 2^⌈log2 S⌉                           format kind m1
     M2    Ŝ = S_row / 2^⌊log2 (S_row / S)⌋           format kind m2, in the form that clips nothing
@@ -6,9 +6,9 @@
 
 before   param layers.0.mlp.up_proj.weight
 after    param layers.0.mlp.up_proj.weight, .scale (.outer): codes are rounded with them
-Not exact: the scales are up to twice as large as those without the constraint. What it buys is that codes become FP8 by
-a shift, exactly (``qpass.numerics.shift_cast``). For that, a group is kept within 2^-14 of its row's largest; groups
-that were farther are rounded with the larger scale, and counted.
+Not exact: the scales are up to twice as large as those without the constraint, and must be chosen before any code is.
+What it buys is a cast to FP8 that is exact (``qpass.numerics.shift_cast``). For that, a group is kept within 2^-14 of its
+row's largest; groups that were farther are rounded with the larger scale, and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scales with the least error (MSE search), for every format: clip a group's outliers where that serves the others.
+"""Scales with the least squared error, for every format: a group's outliers are clipped where that serves the others.
 
     min over s    Σ_k h_k |v_k - w_k|^p,    v = nearest(w / s) · s
 

@@ -52,6 +52,8 @@ def test_g18_the_sixteen_rows(target, first, raw, power):
     ("fmt", "target", "first", "last"),
     [
         (E2M1, "e4m3", -8, 6), (E2M1, "e5m2", -15, 13), (E2M1, "e4m3fnuz", -9, 5), (E2M1, "e5m2fnuz", -16, 13),
+        (INT4, "e4m3fnuz", -10, 5), (INT4, "e5m2fnuz", -17, 13), (INT4_FULL, "e4m3fnuz", -10, 4),
+        (INT4_FULL, "e5m2fnuz", -17, 12),
         (INT4, "e4m3", -9, 6), (INT4_FULL, "e4m3", -9, 5), (INT4, "e5m2", -16, 13), (INT4_FULL, "e5m2", -16, 12),
     ],
 )  # fmt: skip

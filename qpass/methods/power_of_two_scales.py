@@ -7,8 +7,8 @@
 before   param layers.0.mlp.up_proj.weight
 after    param layers.0.mlp.up_proj.weight, .scale (.outer): codes are rounded with them
 Not exact: the scales are up to twice as large as those without the constraint, and must be chosen before any code is.
-What it buys is a cast to FP8 that is exact (``qpass.numerics.shift_cast``). For that, a group is kept within 2^-14 of its
-row's largest; groups that were farther are rounded with the larger scale, and counted.
+What it buys is a cast to FP8 that is exact (``qpass.numerics.shift_cast``). For that, a group is kept within 2^-14 of
+its row's largest; groups that were farther are rounded with the larger scale, and counted.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from qpass.graph.program import materialise
 from qpass.lowering.reference import target
 from qpass.methods import METHODS, Method, Solution, as_data, make
 from qpass.methods.planned import mean_squares, planned_weights
-from qpass.numerics import codec, scale_search, scales, shift_search
+from qpass.numerics import codec, scale_search, scales, shift_cast, shift_search
 from qpass.numerics.scales import Scales
 from qpass.observe.squares import Squares
 from qpass.passes.calibrate import calibrate, method_lines
@@ -190,6 +190,22 @@ def test_only_weighted_needs_data(method):
     weighted = solved(with_methods("e2m1:g8:sym:m2", {method: searched}), data)
     plain = solved(with_methods("e2m1:g8:sym:m2", {method: {**searched, "weighted": False}}))
     assert not torch.equal(found_in(weighted).outer, found_in(plain).outer)
+
+
+@pytest.mark.parametrize("kind", ["m1", "m2", "m2plus"])
+@pytest.mark.parametrize("branch", ["", ":r2"])
+def test_codes_of_gptq_keep_the_scales_and_cast_exactly(kind, branch):
+    """Scales first, then codes, then a branch; what comes out becomes FP8 by a shift."""
+    methods = ("power-of-two-scales", "gptq", *(("lorc",) if branch else ()))
+    program = solved(with_methods(f"e2m1:g8:sym:{kind}{branch} x e4m3:token:sym", *methods), [(tiny.ids(3, 7),)])
+    fmt, codes, found = Format.parse(f"e2m1:g8:sym:{kind}"), program.tensor(f"{DOWN}.codes"), found_in(program)
+    search = {"base_search": True} if kind == "m2plus" else {}
+    want = shift_search.choose(program.tensor(DOWN), fmt, limit=True, **search)
+    assert torch.equal(found.scale, want.scale)
+    assert not torch.equal(codes, codec.quantize(program.tensor(DOWN), found, fmt)), "not round to nearest"
+    cast = shift_cast.cast_weight(codes, found, fmt)
+    values = codec.dequantize(codes, found, fmt, torch.float32)
+    assert torch.equal((cast.bytes.double() * cast.factor.double()).float(), values)
 
 
 @dataclass(frozen=True)

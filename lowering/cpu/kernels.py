@@ -16,9 +16,10 @@ Three operators, each for any leading shape (M = product of the leading dimensio
 ``qpass_cpu::int4_linear(x, w_packed, w_scale, w_zero, bias, out_features, group_size, dtype)``
     ``out = sum_k bf16(x) * (code - zero) * scale + bias``. x float32, bfloat16 or float16 [..., K], rounded to bfloat16
     first; w_scale bfloat16 [G, N]; w_zero uint8 [G, N] or None for 8; G = ceil(K / group_size), the last group may be
-    short; group_size even, or >= K for one group. Up to 4 rows (32 with AMX) weights are exact: error of a float32
-    sum, ``<= 2**-24 * (K + G + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where group_size
-    is not a multiple of 8 (32 with AMX), a weight is rounded to bfloat16: ``+ 2**-8 * sum_k |x * w|``.
+    short; group_size even, or >= K for one group. Up to 32 rows (16 without AVX512-BF16) weights are exact: error of a
+    float32 sum, ``<= 2**-24 * (K + G + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where
+    group_size is not a multiple of 8 (with AMX of 32, from 5 rows on), a weight is rounded to bfloat16:
+    ``+ 2**-8 * sum_k |x * w|``.
 ``qpass_cpu::int8_weight_linear(x, w_packed, w_scale, bias, out_features, dtype)``
     ``out = w_scale * sum_k bf16(x) * code + bias``. w_scale float32 [N]. Codes are exact in bfloat16 at every M, so
     only the error of a float32 sum is left.

@@ -15,6 +15,7 @@ from torch import Tensor
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel, Target
 from qpass.lowering.cpu import kernels
+from qpass.lowering.cpu.attention import ATTENTION
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.inductor.compile import Compiled
 from qpass.lowering.reference import DEQUANTIZE
@@ -140,4 +141,4 @@ INT8_WEIGHT = Kernel(
 
 KERNELS: tuple[Any, ...] = (INT8, INT4, INT8_WEIGHT, ATEN_INT8, ATEN_INT4, ATEN_INT8_WEIGHT, DEQUANTIZE)
 
-target = Target("cpu", KERNELS, Compiled, device="cpu")
+target = Target("cpu", KERNELS, Compiled, device="cpu", providers={"attention": ATTENTION})

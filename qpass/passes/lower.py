@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from qpass import ops
 from qpass.capture.template import Template, trace
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Kernel
-from qpass.passes.plan import case_of
+from qpass.lowering import Kernel, Provider
+from qpass.passes.plan import case_of, provider_refuses
 
 
-def lower(program: Program) -> Program:
-    """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied."""
+def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType({})) -> Program:
+    """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
+
+    ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
+    """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
     history = dict(program.history)
@@ -28,17 +32,20 @@ def lower(program: Program) -> Program:
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
-    _inline_meanings(graph, templates)
+    _inline_meanings(graph, templates, providers)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
 
 
-def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template]) -> None:
+def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider]) -> None:
     """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it."""
     while left := [node for node in graph.nodes if node.op == "call_function" and _op_of(node)]:
         for node in left:
-            _inline(graph, node, templates, node.target, ops.REGISTRY[_op_of(node)].meaning, node.args)
+            provider, fn = providers.get(_op_of(node)), ops.REGISTRY[_op_of(node)].meaning
+            if provider is not None and provider_refuses(provider, node) is None:
+                fn = provider.call
+            _inline(graph, node, templates, node.target, fn, node.args)
 
 
 def _op_of(node: fx.Node) -> str:

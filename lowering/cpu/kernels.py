@@ -25,9 +25,9 @@ Three of the operators are linears, each for any leading shape (M = product of t
     ``out = w_scale * sum_k bf16(x) * code + bias``. w_scale float32 [N]. Codes are exact in bfloat16 at every M, so
     only the error of a float32 sum is left.
 ``qpass_cpu::attention(q, k, v, mask, causal, scale)``
-    ``out = softmax(scale * q k' + mask) v``, bfloat16. q [B, H, T, D]; k [B, H / r, S, D]; v [B, H / r, S, E]; mask None,
-    bool (True is kept), float32 or bfloat16 (added), broadcast to [B, H, T, S]; causal keeps keys up to the query's
-    own index. A row that keeps no key is 0. Scores and sums are float32; with ``d`` the largest error of a score,
+    ``out = softmax(scale * q k' + mask) v``, all bfloat16. q [B, H, T, D]; k [B, H / r, S, D]; v [B, H / r, S, E]; the
+    mask None, bool (True is kept), float32 or bfloat16 (added), broadcast to [B, H, T, S]; causal keeps keys up to the
+    query's own index. A row that keeps no key is 0. Scores and sums are float32. With d the largest error of a score,
     ``2**-24 * (D + 8) * scale * sum |q k|``, a result is off by no more than
     ``(2**-8 + 2 * d + 2**-24 * (S + 8)) * softmax |v|``, before it is rounded to bfloat16.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel, Target
 from qpass.lowering.cpu import kernels
-from qpass.lowering.cpu.attention import ATTENTION
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
+from qpass.lowering.cpu.attention import ATTENTION
 from qpass.lowering.inductor.compile import Compiled
 from qpass.lowering.reference import DEQUANTIZE
 

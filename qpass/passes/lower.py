@@ -11,10 +11,14 @@ from torch import fx
 
 from qpass import ops
 from qpass.capture.template import Template, trace
+from qpass.formats import Format
+from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
 from qpass.lowering import Kernel, Provider
+from qpass.numerics import codec
 from qpass.passes.plan import case_of, provider_refuses
+from qpass.passes.spell import Builder, spell_input
 
 
 def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType({})) -> Program:
@@ -40,12 +44,60 @@ def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType
 
 def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider]) -> None:
     """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it."""
+    types: dict[Any, torch.Tensor] = {}
     while left := [node for node in graph.nodes if node.op == "call_function" and _op_of(node)]:
         for node in left:
+            if node.target in _PRODUCER_OF:
+                _split(graph, node, templates)
+            if node.target is ops.quantize and _spelled(graph, node, types):
+                continue
             provider, fn = providers.get(_op_of(node)), ops.REGISTRY[_op_of(node)].meaning
             if provider is not None and provider_refuses(provider, node) is None:
                 fn = provider.call
             _inline(graph, node, templates, node.target, fn, node.args)
+
+
+_PRODUCER_OF = {fused: producer for producer, fused in PRODUCERS.items()}
+
+
+def _split(graph: fx.Graph, node: fx.Node, templates: dict[Any, Template]) -> None:
+    """norm_quantize(x) -> quantize(norm(x)), which is what it means; ``_spelled`` then knows what to do."""
+    *args, fmt = node.args
+    producer = _PRODUCER_OF[node.target]
+    result = _copied(graph, node, templates, producer, _meaning(producer), args)[0]
+    result.meta["name"] = node.meta["name"].removesuffix(".quantized")
+    node.target, node.args = ops.quantize, (result, fmt)
+
+
+def _spelled(graph: fx.Graph, node: fx.Node, types: dict[Any, torch.Tensor]) -> bool:
+    """Replace a quantize by torchao's primitives, if its format has them, with types that are known.
+
+    To trace it would run those primitives on symbolic shapes, tens of milliseconds for each shape of a model.
+    """
+    x, fmt = node.args[0], Format.parse(str(node.args[1]))
+    assert isinstance(x, fx.Node)
+    if fmt.granularity != "token" or fmt.static or codec.spelling(fmt) != codec.AFFINE:
+        return False
+    before = node.prev
+    whole = spell_input(Builder(graph, node, types), x, fmt, ())
+    codes, _, scale, zero = whole.args[:4]
+    parts = (codes, scale, zero)
+    made = before.next
+    while made is not node:
+        made.meta.pop("rule", None)
+        made = made.next
+    for user in list(node.users):
+        part = parts[int(user.args[1])]  # type: ignore[call-overload]
+        user.replace_all_uses_with(part)
+        _take_name(part, user)
+        graph.erase_node(user)
+    graph.erase_node(whole)
+    graph.erase_node(node)
+    return True
+
+
+def _meaning(op: Any) -> Callable[..., Any]:
+    return ops.REGISTRY[op_name(op).removeprefix("qpass.")].meaning
 
 
 def _op_of(node: fx.Node) -> str:
@@ -98,10 +150,7 @@ def _inline(
     graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any
 ) -> None:
     """Put what ``fn`` does in place of ``node``; equal keys and types share one trace."""
-    full = (key, _types(args))
-    if full not in templates:
-        templates[full] = trace(fn, args)
-    results = templates[full].copy_into(graph, node, args)
+    results = _copied(graph, node, templates, key, fn, args)
     if len(results) == 1 and isinstance(node.meta["val"], torch.Tensor):
         _take_name(results[0], node)
         results[0].meta.update({key: node.meta[key] for key in ("plan",) if key in node.meta})
@@ -112,6 +161,16 @@ def _inline(
             _take_name(results[user.args[1]], user)
             graph.erase_node(user)
     graph.erase_node(node)
+
+
+def _copied(
+    graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any
+) -> list[fx.Node]:
+    """The nodes of ``fn`` before ``node``, traced unless the key and the types are known; its results."""
+    full = (key, _types(args))
+    if full not in templates:
+        templates[full] = trace(fn, args)
+    return templates[full].copy_into(graph, node, args)
 
 
 def _take_name(new: fx.Node, old: fx.Node) -> None:

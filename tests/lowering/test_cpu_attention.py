@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import qpass
 from qpass.lowering.cpu import build, kernels
@@ -130,7 +131,8 @@ def test_values_that_are_not_finite(isa):
     # far below every float: the weights of the others are exactly 0
     mask = torch.full((40,), torch.finfo(torch.float32).min)
     mask[5] = 0.0
-    assert torch.equal(torch.ops.qpass_cpu.attention(q[:, 1:], k[:, 1:], v[:, 1:], mask, False, 1.0)[0, 0, 0, 3:], v[0, 1, 5, 3:])
+    out = torch.ops.qpass_cpu.attention(q[:, 1:], k[:, 1:], v[:, 1:], mask, False, 1.0)
+    assert torch.equal(out[0, 0, 0, 3:], v[0, 1, 5, 3:])
 
 
 @needs_kernels
@@ -216,3 +218,28 @@ def test_the_plan_names_it_and_the_graph_calls_it():
     assert "scaled_dot_product_attention(" in qpass.show(trace["LOWERED"])
     trace = qpass.trace(Attends(torch.bfloat16).eval(), "w8a8-int8", (x,), target="reference")
     assert "attention" not in str(trace.plan) and "scaled_dot_product_attention(" in qpass.show(trace["LOWERED"])
+
+
+@needs_kernels
+@pytest.mark.skipif(build.has_amx(), reason="ATen's attention is taken on AMX")
+def test_a_padded_batch_and_a_cache_through_a_whole_model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    compiled, reference = (qpass.compile(model, "w8a16", target=target) for target in ("cpu", "reference"))
+    ids, mask = torch.randint(0, 128, (3, 40)), torch.ones(3, 40, dtype=torch.int64)
+    mask[0, :7], mask[2, :39] = 0, 0
+    past: list[object] = [None, None]
+    for tokens in (ids, ids[:, :1]):  # a prompt with padding on the left, then one token after it
+        outs = [
+            m(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
+            for m, cache in zip((compiled, reference), past)
+        ]
+        past, real = [out.past_key_values for out in outs], mask[:, -tokens.shape[1] :].bool()
+        got, want = (out.logits[real].float() for out in outs)
+        assert (got - want).norm() / want.norm() < 2.0**-6  # 2^-9 for each of some roundings a layer
+        assert bool(outs[0].logits.isfinite().all())
+        mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.int64)), 1)

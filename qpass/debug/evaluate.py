@@ -245,6 +245,11 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(sizes.values())
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now, in bytes; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def peak_rss_bytes() -> int:
     """Highest resident memory of this process since it started, or since :func:`reset_peak_rss`, in bytes."""
     status = Path("/proc/self/status")

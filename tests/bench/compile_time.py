@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import qpass
-from qpass.debug.evaluate import peak_rss, weight_bytes
+from qpass.debug.evaluate import peak_rss, rss_bytes, weight_bytes
 
 from .variants import SIZES, _float_model
 
@@ -46,12 +46,17 @@ def _layers(recipe: str) -> None:
 
 
 def _whole(size: str, recipe: str) -> None:
+    libraries = rss_bytes()
     model = _float_model(SIZES[size], torch.bfloat16)
     with peak_rss() as peak:
         compiled = qpass.compile(model, recipe)
     before, after = weight_bytes(model), weight_bytes(compiled)
+    layer = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
+    bound = before + after + 2 * layer + 2**30
     print({stage: round(value, 2) for stage, value in compiled.qpass_seconds.items()})
-    print(f"peak {_gib(peak.bytes)}, of which the model {_gib(before)} and the result {_gib(after)}")
+    print(f"peak of the process {_gib(peak.bytes)}: model {_gib(before)}, result {_gib(after)}, libraries "
+          f"{_gib(libraries)}, the rest {_gib(peak.bytes - before - after - libraries)}")  # fmt: skip
+    print(f"model, result, two layers and 1 GiB: {_gib(bound)}")
     planned = compiled.qpass_plan.bytes_after
     print(f"weights {after} bytes, {after / planned - 1:+.2%} of the plan's {planned}")
 

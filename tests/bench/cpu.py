@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 
-from qpass.debug.evaluate import peak_rss, weight_bytes  # noqa: E402
+from qpass.debug.evaluate import peak_rss, rss_bytes, weight_bytes  # noqa: E402
 
 from . import report  # noqa: E402
 from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS, Size, Variant, Workload, build, prepare  # noqa: E402
@@ -90,7 +90,7 @@ def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> None:
 
 
 def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:
-    before, began = _rss_bytes(), time.perf_counter()
+    before, began = rss_bytes(), time.perf_counter()
     try:
         with peak_rss() as peak:
             model = build(variant, size)
@@ -141,7 +141,7 @@ def _prepare(
     ``error`` is relative to the baseline's logits ``want`` [batch, vocabulary], in the Frobenius norm: a fast wrong
     answer is not a result.
     """
-    before = _rss_bytes()
+    before = rss_bytes()
     try:
         with peak_rss() as peak:
             run, logits = prepare(variant, model, workload, size, clock)
@@ -171,11 +171,6 @@ def _seconds(call) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _say_failed(name: str, what: str) -> None:

@@ -7,7 +7,7 @@ why; whatever no kernel claims is the op's own meaning, which the target's compi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,13 +57,34 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Provider:
+    """One way to compute an op of the dialect that is not a linear, in place of its meaning.
+
+    Attributes:
+        name: printed in plans, for example ``cpu.attention``.
+        about: what a reader should know of it.
+        refuses: called with the op's arguments (tensors are fake): None if it takes them, else the reason in words.
+        call: the computation, with the op's arguments; traced into the graph.
+    """
+
+    name: str
+    about: str
+    refuses: Callable[..., str | None]
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
 class Target:
-    """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs."""
+    """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
+
+    ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
+    """
 
     name: str
     kernels: tuple[Kernel, ...]
     build: Callable[[Program], torch.nn.Module]
     device: str = "cpu"
+    providers: Mapping[str, Provider] = field(default_factory=dict)
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

@@ -50,7 +50,7 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
         ("SOLVED", partial(calibrate, recipe=recipe, calibration=calibration)),
         ("QUANTISED", quantise),
         ("FUSED", fuse),
-        ("LOWERED", lower),
+        ("LOWERED", partial(lower, providers=target.providers)),
     ]
 
 

@@ -84,6 +84,9 @@ class Recipe:
             return recipe
         if isinstance(recipe, Mapping):
             return _from_dict(recipe, str(recipe.get("name", "custom")))
+        if not isinstance(recipe, str | Path):
+            fix = "pass a name such as 'w8a8-int8', a file, a dict or a Recipe"
+            raise RecipeError(f"a recipe cannot be a {type(recipe).__name__}", fix=fix)
         text = str(recipe)
         if text.endswith((".yaml", ".yml", ".json")):
             return _from_dict(_read(Path(text)), Path(text).stem)
@@ -160,8 +163,11 @@ def _scheme(glob: object, scheme: object) -> Scheme | None:
         return scheme
     if scheme == KEEP or scheme is None:
         return None
+    if not isinstance(scheme, str):
+        fix = "write a scheme such as 'w8a8-int8', or 'int8:channel:sym x int8:token:asym', or keep"
+        raise RecipeError(f"{scheme!r} is no scheme", where=f"line {glob!r}", fix=fix)
     try:
-        return Scheme.parse(str(scheme))
+        return Scheme.parse(scheme)
     except RecipeError as error:
         raise RecipeError(error.what, where=f"line {glob!r}", fix=error.fix) from error
 

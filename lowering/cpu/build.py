@@ -30,10 +30,12 @@ AMX = [*BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 KERNELS = {
     "isa.cpp": [],
     "activations.cpp": AVX512,
+    "attention_fp32.cpp": AVX512,
     "decode.cpp": AVX512,
     "int8_avx512.cpp": AVX512,
     "weight_rows_fp32.cpp": AVX512,
     "weight_panel_fp32.cpp": AVX512,
+    "attention_bf16.cpp": BF16,
     "weight_rows_bf16.cpp": BF16,
     "weight_panel_bf16.cpp": BF16,
     "int8_amx.cpp": AMX,
@@ -74,6 +76,12 @@ def available() -> str | None:
     if compiler() is None:
         return f"the C++ compiler {os.environ.get('CXX') or 'g++'!r} was not found"
     return None
+
+
+def has_amx() -> bool:
+    """Whether the kernels will use AMX here, told from the machine and ``QPASS_CPU_ISA`` without compiling them."""
+    lower = os.environ.get("QPASS_CPU_ISA") in ("avx512", "avx512_bf16")
+    return not lower and cpu_flags() >= {"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16"}
 
 
 def cache_dir() -> Path:

@@ -59,6 +59,26 @@ struct WeightArgs {
   int64_t groups;
 };
 
+enum MaskType : int { kMaskNone = 0, kMaskBool = 1, kMaskFloat = 2, kMaskBFloat16 = 3 };
+
+// bfloat16 q [b, heads, queries, d], k [b, heads / repeats, keys, d], v [..., dv]; strides in elements, of the last
+// dimension 1. `out` [b, queries, heads, dv] is dense. The mask is broadcast by strides of 0.
+struct AttentionArgs {
+  const uint16_t *q, *k, *v;
+  int64_t q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t;
+  const void* mask;
+  MaskType mask_type;
+  int64_t mask_b, mask_h, mask_t;
+  bool causal;
+  float scale;
+  int64_t heads, repeats, queries, keys, d, dv;
+  uint16_t* out;
+};
+
+// Rows row0 to row1 of the queries * repeats that belong to one key head.
+void attention_fp32(const AttentionArgs& a, int64_t batch, int64_t head, int64_t row0, int64_t row1);
+void attention_bf16(const AttentionArgs& a, int64_t batch, int64_t head, int64_t row0, int64_t row1);
+
 void int8_avx512(const Int8Args& a, const Range& r);
 void int8_amx(const Int8Args& a, const Range& r);
 

@@ -5,7 +5,8 @@ stored as ``[steps, 32 lanes, 4 bytes]``; one lane holds four int8 codes of cons
 k = 0 2 4 6 in its low half and k = 1 3 5 7 in its high half, lowest nibble first. Channels are padded to 32 and k to
 4 (int8) or 8 (int4) with zero codes, which meet zero activations.
 
-Three operators, each for any leading shape (M = product of the leading dimensions, dynamic, may be 0):
+Three of the operators are linears, each for any leading shape (M = product of the leading dimensions, dynamic, may be
+0):
 
 ``qpass_cpu::int8_linear(x_codes, x_scale, x_zero, w_packed, w_scale, w_sum, bias, out_features, dtype)``
     ``out = x_scale * w_scale * (sum_k x_codes * w - x_zero * w_sum) + bias``. x_codes uint8 [..., K]; x_scale float32
@@ -16,12 +17,19 @@ Three operators, each for any leading shape (M = product of the leading dimensio
 ``qpass_cpu::int4_linear(x, w_packed, w_scale, w_zero, bias, out_features, group_size, dtype)``
     ``out = sum_k bf16(x) * (code - zero) * scale + bias``. x float32, bfloat16 or float16 [..., K], rounded to bfloat16
     first; w_scale bfloat16 [G, N]; w_zero uint8 [G, N] or None for 8; G = ceil(K / group_size), the last group may be
-    short; group_size even, or >= K for one group. Up to 4 rows (32 with AMX) weights are exact: error of a float32
-    sum, ``<= 2**-24 * (K + G + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where group_size
-    is not a multiple of 8 (32 with AMX), a weight is rounded to bfloat16: ``+ 2**-8 * sum_k |x * w|``.
+    short; group_size even, or >= K for one group. Up to 32 rows (16 without AVX512-BF16) weights are exact: error of a
+    float32 sum, ``<= 2**-24 * (K + G + 8) * sum_k |x| * (|code - 8| + |8 - zero|) * scale``. Above that, and where
+    group_size is not a multiple of 8 (with AMX of 32, from 5 rows on), a weight is rounded to bfloat16:
+    ``+ 2**-8 * sum_k |x * w|``.
 ``qpass_cpu::int8_weight_linear(x, w_packed, w_scale, bias, out_features, dtype)``
     ``out = w_scale * sum_k bf16(x) * code + bias``. w_scale float32 [N]. Codes are exact in bfloat16 at every M, so
     only the error of a float32 sum is left.
+``qpass_cpu::attention(q, k, v, mask, causal, scale)``
+    ``out = softmax(scale * q k' + mask) v``, all bfloat16. q [B, H, T, D]; k [B, H / r, S, D]; v [B, H / r, S, E]; the
+    mask None, bool (True is kept), float32 or bfloat16 (added), broadcast to [B, H, T, S]; causal keeps keys up to the
+    query's own index. A row that keeps no key is 0. Scores and sums are float32. With d the largest error of a score,
+    ``2**-24 * (D + 8) * scale * sum |q k|``, a result is off by no more than
+    ``(2**-8 + 2 * d + 2**-24 * (S + 8)) * softmax |v|``, before it is rounded to bfloat16.
 
 Products of subnormal bfloat16 numbers may be flushed to zero, as the instructions do.
 """
@@ -55,6 +63,7 @@ def load() -> None:
     torch.library.register_fake("qpass_cpu::int8_linear", _fake_int8)
     torch.library.register_fake("qpass_cpu::int4_linear", _fake_int4)
     torch.library.register_fake("qpass_cpu::int8_weight_linear", _fake_int8_weight)
+    torch.library.register_fake("qpass_cpu::attention", _fake_attention)
 
 
 def isa() -> str:
@@ -73,6 +82,11 @@ def _fake_int4(x, w_packed, w_scale, w_zero, bias, out_features, group_size, dty
 
 def _fake_int8_weight(x, w_packed, w_scale, bias, out_features, dtype):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
+
+
+def _fake_attention(q, k, v, mask, causal, scale):  # type: ignore[no-untyped-def]
+    batch, heads, queries, _ = q.shape
+    return q.new_empty((batch, queries, heads, v.shape[-1])).transpose(1, 2)
 
 
 def _check_codes(codes: Tensor, dtype: torch.dtype, name: str) -> None:

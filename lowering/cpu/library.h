@@ -50,6 +50,7 @@ TORCH_LIBRARY(qpass_cpu, m) {
         "int group_size, ScalarType dtype) -> Tensor", tags);
   m.def("int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias, int out_features, "
         "ScalarType dtype) -> Tensor", tags);
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) -> Tensor", tags);
   m.def("set_isa(int level) -> int", set_isa);
   m.def("get_isa() -> int", get_isa);
 }

@@ -7,8 +7,9 @@
 namespace qpass_cpu {
 namespace {
 
-constexpr int64_t kFewRows = 4;     // weights decoded in registers up to here
-constexpr int64_t kFewRowsAmx[] = {1, 2};  // the same for int4, int8 where tiles can take over
+// Weights decoded in registers up to here, once for every eight rows: while that is less work than a panel's.
+constexpr int64_t kFewRows[] = {0, 16, 32, 4};  // by Isa; AMX where tiles cannot take over
+constexpr int64_t kFewRowsAmx[] = {1, 2};       // the same for int4, int8 where they can
 constexpr int64_t kSmallRows = 32;  // one block of AMX tiles
 
 at::Tensor bf16_rows(const at::Tensor& x, OutType from, int64_t m, int64_t k, int64_t ldx, bool tiles) {
@@ -27,7 +28,7 @@ enum class Path { kRows, kSmallAmx, kPanel };
 Path choose(Isa isa, int64_t m, const WeightArgs& a) {
   bool chunk_groups = a.bits == 8 || a.group % 8 == 0, tile_groups = a.bits == 8 || a.group % 32 == 0;
   bool small_amx = isa == kIsaAmx && m <= kSmallRows && tile_groups;
-  if (m <= (small_amx ? kFewRowsAmx[a.bits == 8] : kFewRows) && chunk_groups) return Path::kRows;
+  if (m <= (small_amx ? kFewRowsAmx[a.bits == 8] : kFewRows[isa]) && chunk_groups) return Path::kRows;
   if (small_amx) return Path::kSmallAmx;
   return Path::kPanel;
 }

@@ -16,6 +16,7 @@ from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel, Target
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
+from qpass.lowering.cpu.attention import ATTENTION
 from qpass.lowering.inductor.compile import Compiled
 from qpass.lowering.reference import DEQUANTIZE
 
@@ -124,20 +125,20 @@ _FLOAT_SIDE = "float inputs are rounded to bfloat16"
 
 INT8 = Kernel(
     "cpu.int8_linear",
-    "VNNI dot products up to 4 rows, AMX tiles (VNNI panels without AMX) above; int32 sums are exact",
+    "VNNI dot products, with AMX its tiles from 9 rows on; int32 sums are exact",
     _refuses_int8, _prepare_int8, _call_int8,
 )  # fmt: skip
 INT4 = Kernel(
     "cpu.int4_linear",
-    f"4-bit weights unpacked in registers up to 4 rows (32 with AMX), in cache above; {_FLOAT_SIDE}",
+    f"4-bit weights unpacked in registers or L1 up to 32 rows (16 without AVX512-BF16), in L2 above; {_FLOAT_SIDE}",
     _refuses_int4, _prepare_int4, _call_int4,
 )  # fmt: skip
 INT8_WEIGHT = Kernel(
     "cpu.int8_weight_linear",
-    f"8-bit weights unpacked in registers up to 4 rows (32 with AMX), in cache above; {_FLOAT_SIDE}",
+    f"8-bit weights unpacked in registers or L1 up to 32 rows (16 without AVX512-BF16), in L2 above; {_FLOAT_SIDE}",
     _refuses_int8_weight, _prepare_int8_weight, _call_int8_weight,
 )  # fmt: skip
 
 KERNELS: tuple[Any, ...] = (INT8, INT4, INT8_WEIGHT, ATEN_INT8, ATEN_INT4, ATEN_INT8_WEIGHT, DEQUANTIZE)
 
-target = Target("cpu", KERNELS, Compiled, device="cpu")
+target = Target("cpu", KERNELS, Compiled, device="cpu", providers={"attention": ATTENTION})

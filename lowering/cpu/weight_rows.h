@@ -1,4 +1,5 @@
-// Few rows: int4 or int8 weights are decoded in registers and used at once, so memory is read exactly once.
+// Few rows: int4 or int8 weights are decoded in registers and used at once, by eight rows at a time. Memory is read
+// once: a block is still in L2 when the next eight rows want it.
 // Compiled twice, with and without avx512_bf16; QPASS_NAME gives each copy its own name.
 #include <cstring>
 
@@ -32,7 +33,7 @@ struct Sums {
   }
   QPASS_INLINE_MEMBER void add(int chain, const uint16_t* x, int64_t ldx, const Dot::Weights& lo,
                                const Dot::Weights& hi) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       int32_t p = x_pair(x + r * ldx);
       v[r][0][chain] = Dot::add(v[r][0][chain], p, lo);
@@ -99,12 +100,16 @@ void rows_of(const WeightArgs& a, int64_t row, int64_t block) {
 
 void QPASS_NAME(const WeightArgs& a, const Range& r) {
   for (int64_t block = r.b0; block < r.b1; ++block) {
-    for (int64_t row = r.m0; row < r.m1; row += 4) {
-      switch (min64(4, r.m1 - row)) {
+    for (int64_t row = r.m0; row < r.m1; row += 8) {
+      switch (min64(8, r.m1 - row)) {
         case 1: rows_of<1, 4>(a, row, block); break;
         case 2: rows_of<2, 2>(a, row, block); break;
         case 3: rows_of<3, 2>(a, row, block); break;
-        default: rows_of<4, 1>(a, row, block);
+        case 4: rows_of<4, 1>(a, row, block); break;
+        case 5: rows_of<5, 1>(a, row, block); break;
+        case 6: rows_of<6, 1>(a, row, block); break;
+        case 7: rows_of<7, 1>(a, row, block); break;
+        default: rows_of<8, 1>(a, row, block);
       }
     }
   }

@@ -40,10 +40,17 @@ def check_attention(model: nn.Module) -> None:
         raise UnsupportedError(f"Attention implementation `{kind}` cannot be captured", where="config", fix=fix)
 
 
-def check_examples(args: Any, kwargs: Any) -> None:
-    """Raise InputError if an example input has no elements: its sizes say nothing about the real ones."""
+def check_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise InputError for an example input without elements, whose sizes say nothing, or on another device."""
+    devices = {parameter.device for parameter in model.parameters()}
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
-        if isinstance(leaf, Tensor) and leaf.numel() == 0:
-            where = f"{('args', 'kwargs')[path[0].idx]}{pytree.keystr(path[1:])}"
+        if not isinstance(leaf, Tensor):
+            continue
+        where = f"{('args', 'kwargs')[path[0].idx]}{pytree.keystr(path[1:])}"
+        if len(devices) == 1 and leaf.device not in devices:
+            (device,) = devices
+            what = f"An example input is on {leaf.device}, the model is on {device}"
+            raise InputError(what, where=where, fix=f"move it with .to('{device}')")
+        if leaf.numel() == 0:
             fix = "pass examples with at least one element, e.g. a batch of 2"
             raise InputError(f"An example input is empty, shape {list(leaf.shape)}", where=where, fix=fix)

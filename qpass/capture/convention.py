@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
+from sympy.core.function import AppliedUndef
 from torch import Tensor
 
 from qpass.errors import InputError
@@ -86,7 +88,6 @@ class CallConvention:
         """One call of the user's forward, computed by `runner(*flat_tensors)`."""
         return self.unflatten(runner(*self.flatten(args, kwargs)))
 
-
     def check(self, values: Sequence[Any]) -> list[Tensor]:
         """`values` if they are tensors of the dtypes, sizes and device of `inputs`; InputError otherwise.
 
@@ -97,8 +98,8 @@ class CallConvention:
         for spec, value in zip(self.inputs, values, strict=True):
             derived += self._check_one(spec, value, sizes)
         for spec, value, expression, size in derived:
-            expected = sympy.sympify(expression, locals={n: sympy.Symbol(n) for n in sizes}).subs(sizes)
-            if expected.is_number and int(expected) != size:
+            names, evaluate = _size_of(expression, tuple(sizes))
+            if names is not None and (expected := int(evaluate(*(sizes[name] for name in names)))) != size:
                 raise _mismatch(spec, _got(value), f" where {expression} is {expected}")
         return list(values)
 
@@ -123,6 +124,19 @@ class CallConvention:
             fix = f"move it with .to('{self.device}')"
             raise InputError(f"`{spec.name}` is on {value.device}, the compiled model is on {self.device}", fix=fix)
         return derived
+
+
+@functools.lru_cache(maxsize=1024)
+def _size_of(expression: str, known: tuple[str, ...]) -> tuple[tuple[str, ...] | None, Callable[..., Any]]:
+    """The dim names that a derived size is made of, and the size as a function of them; no names if it says less.
+
+    A decode step checks one such size, and to parse it took longer than to compute the step of a small model.
+    """
+    parsed = sympy.sympify(expression, locals={name: sympy.Symbol(name) for name in known})
+    names = tuple(sorted(symbol.name for symbol in parsed.free_symbols))
+    # a dim that no input has by itself, or a function that only torch knows: nothing to check
+    decided = set(names) <= set(known) and not parsed.atoms(AppliedUndef)
+    return (names if decided else None), sympy.lambdify(names, parsed, modules="math")
 
 
 def _got(value: Any) -> str:

@@ -59,7 +59,7 @@ def export_model(
     check_model(model)
     check_attention(model)
     args, kwargs = _examples(args), dict(kwargs or {})
-    check_examples(args, kwargs)
+    check_examples(model, args, kwargs)
     given = bool(args or kwargs)
     with session():
         if is_causal_lm(model):

@@ -64,16 +64,24 @@ def rule(*anchors: str, sizes: Mapping[str, int] | None = None, **shapes: tuple[
 
 
 def _trace_all(functions: list[Callable[..., Any]], shapes: _Shapes, sizes: Mapping[str, int]) -> tuple[Pattern, ...]:
-    """Each spelling in both types. One whose graph is the same in both casts nothing, and serves any type."""
+    """Each spelling in both types. One that names no dtype in half precision casts nothing, and serves any type."""
     unique: dict[str, Pattern] = {}
     for function in functions:
-        full, half = (_trace(function, shapes, sizes, dtype) for dtype in (torch.float32, torch.bfloat16))
+        half = _trace(function, shapes, sizes, torch.bfloat16)
+        if not any(_names_dtype(node) for node in half.graph.nodes):
+            unique.setdefault(str(half.graph), half)
+            continue
+        full = _trace(function, shapes, sizes, torch.float32)
         if str(full.graph) == str(half.graph):
             unique.setdefault(str(full.graph), full)
         else:
             for pattern in (full, half):
                 unique.setdefault(f"typed {pattern.graph}", replace(pattern, typed=True))
     return tuple(unique.values())
+
+
+def _names_dtype(node: fx.Node) -> bool:
+    return any(isinstance(arg, torch.dtype) for arg in (*node.args, *node.kwargs.values()))
 
 
 def _trace(function: Callable[..., Any], shapes: _Shapes, sizes: Mapping[str, int], dtype: torch.dtype) -> Pattern:

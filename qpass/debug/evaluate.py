@@ -177,14 +177,16 @@ def prefill_speed(model: Any, *, length: int = 512, batch: int = 1, repeats: int
 
 
 def decode_sampler(
-    model: Any, *, batch: int = 1, prompt: int = 32, new: int = 64, cache: Any = None, prefill: Any = None
-) -> Callable[[], float]:
+    model: Any, *, batch: int = 1, prompt: int = 32, new: int = 64, cache: Any = None, prefill: Any = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:  # fmt: skip
     """The timed part of :func:`decode_speed` as a function: each call runs one loop and returns tokens per second.
 
     Two samplers called in turn give a fair ratio on a machine whose speed drifts.
 
     Args:
         prefill: the model that reads the prompt, where ``model`` itself is compiled for single tokens only.
+        clock: seconds; ``time.thread_time`` for one thread on a machine that others use too.
     """
     _at_least(batch=(batch, 1), prompt=(prompt, 1), new=(new, 1))
     ids = _random_ids(model, batch, prompt + new)
@@ -197,16 +199,22 @@ def decode_sampler(
     @torch.no_grad()
     def sample() -> float:
         past = copy.deepcopy(start)
-        began = time.perf_counter()
+        began = clock()
         for token in steps:
             past = step(token, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
-        return batch * new / (time.perf_counter() - began)
+        return batch * new / (clock() - began)
 
     return sample
 
 
-def prefill_sampler(model: Any, *, length: int = 512, batch: int = 1, cache: Any = None) -> Callable[[], float]:
-    """The timed part of :func:`prefill_speed` as a function: each call reads a prompt and returns tokens per second."""
+def prefill_sampler(
+    model: Any, *, length: int = 512, batch: int = 1, cache: Any = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:  # fmt: skip
+    """The timed part of :func:`prefill_speed` as a function: each call reads a prompt and returns tokens per second.
+
+    ``clock`` as in :func:`decode_sampler`.
+    """
     _at_least(batch=(batch, 1), length=(length, 1))
     ids = _random_ids(model, batch, length)
     read = _caller(model)
@@ -214,9 +222,9 @@ def prefill_sampler(model: Any, *, length: int = 512, batch: int = 1, cache: Any
     @torch.no_grad()
     def sample() -> float:
         past = copy.deepcopy(cache)
-        began = time.perf_counter()
+        began = clock()
         read(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        return batch * length / (time.perf_counter() - began)
+        return batch * length / (clock() - began)
 
     return sample
 
@@ -235,6 +243,11 @@ def weight_bytes(model: torch.nn.Module) -> int:
             key, size = _storage(plain)
             sizes[key] = size
     return sum(sizes.values())
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now, in bytes; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_rss_bytes() -> int:

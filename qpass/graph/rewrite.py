@@ -18,8 +18,10 @@ def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
     """Apply every rule at every node, in rule order, consumers first. Returns a new program with a log line each."""
     graph, _ = copy_graph(program.graph)
     changes: list[Change] = []
-    present = {op_name(node.target) for node in graph.nodes if node.op == "call_function"}
+    present, known = _ops(graph), 0
     for rule in rules:
+        if len(changes) > known:  # a pattern is traced when something is left for it
+            present, known = _ops(graph), len(changes)
         if rule.anchors and present.isdisjoint(rule.anchors):
             continue
         patterns = rule.patterns()
@@ -33,6 +35,10 @@ def apply_rules(program: Program, rules: Sequence[Rule], *, by: str) -> Program:
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, log=program.log + tuple(changes))
+
+
+def _ops(graph: fx.Graph) -> set[str]:
+    return {op_name(node.target) for node in graph.nodes if node.op == "call_function" and node.users}
 
 
 def find(rule: Rule, node: fx.Node) -> Match | Mismatch:

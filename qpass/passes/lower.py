@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,14 +11,21 @@ from torch import fx
 
 from qpass import ops
 from qpass.capture.template import Template, trace
+from qpass.formats import Format
+from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Kernel
-from qpass.passes.plan import case_of
+from qpass.lowering import Kernel, Provider
+from qpass.numerics import codec
+from qpass.passes.plan import case_of, provider_refuses
+from qpass.passes.spell import Builder, spell_input
 
 
-def lower(program: Program) -> Program:
-    """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied."""
+def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType({})) -> Program:
+    """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
+
+    ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
+    """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
     history = dict(program.history)
@@ -28,17 +36,68 @@ def lower(program: Program) -> Program:
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
-    _inline_meanings(graph, templates)
+    _inline_meanings(graph, templates, providers)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
 
 
-def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template]) -> None:
+def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider]) -> None:
     """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it."""
+    types: dict[Any, torch.Tensor] = {}
     while left := [node for node in graph.nodes if node.op == "call_function" and _op_of(node)]:
         for node in left:
-            _inline(graph, node, templates, node.target, ops.REGISTRY[_op_of(node)].meaning, node.args)
+            if node.target in _PRODUCER_OF:
+                _split(graph, node, templates)
+            if node.target is ops.quantize and _spelled(graph, node, types):
+                continue
+            provider, fn = providers.get(_op_of(node)), ops.REGISTRY[_op_of(node)].meaning
+            if provider is not None and provider_refuses(provider, node) is None:
+                fn = provider.call
+            _inline(graph, node, templates, node.target, fn, node.args)
+
+
+_PRODUCER_OF = {fused: producer for producer, fused in PRODUCERS.items()}
+
+
+def _split(graph: fx.Graph, node: fx.Node, templates: dict[Any, Template]) -> None:
+    """norm_quantize(x) -> quantize(norm(x)), which is what it means; ``_spelled`` then knows what to do."""
+    *args, fmt = node.args
+    producer = _PRODUCER_OF[node.target]
+    result = _copied(graph, node, templates, producer, _meaning(producer), args)[0]
+    result.meta["name"] = node.meta["name"].removesuffix(".quantized")
+    node.target, node.args = ops.quantize, (result, fmt)
+
+
+def _spelled(graph: fx.Graph, node: fx.Node, types: dict[Any, torch.Tensor]) -> bool:
+    """Replace a quantize by torchao's primitives, if its format has them, with types that are known.
+
+    To trace it would run those primitives on symbolic shapes, tens of milliseconds for each shape of a model.
+    """
+    x, fmt = node.args[0], Format.parse(str(node.args[1]))
+    assert isinstance(x, fx.Node)
+    if fmt.granularity != "token" or fmt.static or codec.spelling(fmt) != codec.AFFINE:
+        return False
+    before = node.prev
+    whole = spell_input(Builder(graph, node, types), x, fmt, ())
+    codes, _, scale, zero = whole.args[:4]
+    parts = (codes, scale, zero)
+    made = before.next
+    while made is not node:
+        made.meta.pop("rule", None)
+        made = made.next
+    for user in list(node.users):
+        part = parts[int(user.args[1])]  # type: ignore[call-overload]
+        user.replace_all_uses_with(part)
+        _take_name(part, user)
+        graph.erase_node(user)
+    graph.erase_node(whole)
+    graph.erase_node(node)
+    return True
+
+
+def _meaning(op: Any) -> Callable[..., Any]:
+    return ops.REGISTRY[op_name(op).removeprefix("qpass.")].meaning
 
 
 def _op_of(node: fx.Node) -> str:
@@ -91,10 +150,7 @@ def _inline(
     graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any
 ) -> None:
     """Put what ``fn`` does in place of ``node``; equal keys and types share one trace."""
-    full = (key, _types(args))
-    if full not in templates:
-        templates[full] = trace(fn, args)
-    results = templates[full].copy_into(graph, node, args)
+    results = _copied(graph, node, templates, key, fn, args)
     if len(results) == 1 and isinstance(node.meta["val"], torch.Tensor):
         _take_name(results[0], node)
         results[0].meta.update({key: node.meta[key] for key in ("plan",) if key in node.meta})
@@ -105,6 +161,16 @@ def _inline(
             _take_name(results[user.args[1]], user)
             graph.erase_node(user)
     graph.erase_node(node)
+
+
+def _copied(
+    graph: fx.Graph, node: fx.Node, templates: dict[Any, Template], key: Any, fn: Callable[..., Any], args: Any
+) -> list[fx.Node]:
+    """The nodes of ``fn`` before ``node``, traced unless the key and the types are known; its results."""
+    full = (key, _types(args))
+    if full not in templates:
+        templates[full] = trace(fn, args)
+    return templates[full].copy_into(graph, node, args)
 
 
 def _take_name(new: fx.Node, old: fx.Node) -> None:

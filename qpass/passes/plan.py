@@ -14,7 +14,7 @@ from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
-from qpass.lowering import Case, Kernel, Target
+from qpass.lowering import Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.recipe import Line, Recipe
@@ -217,6 +217,7 @@ class Plan:
     bytes_before: int
     bytes_after: int
     methods: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"plan: recipe {self.recipe} on target {self.target}"]
@@ -230,6 +231,7 @@ class Plan:
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
         kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
+        lines += self.ops
         lines += [f"keep {name}: {why}" for name, why in self.unseen]
         count = sum(choice.scheme is not None for _, choice in self.choices)
         lines.append(f"{count} of {len(self.choices)} linears quantized; weights {_mib(self.bytes_before)} -> "
@@ -255,7 +257,25 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
                     for node in program.graph.nodes if node.target is aten.linear.default)
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     methods = tuple(str(as_data(method)) for method in recipe.methods)
-    return Plan(str(recipe), target.name, choices, _unseen(program), before, before + _saved(program), methods)
+    after = before + _saved(program)
+    return Plan(str(recipe), target.name, choices, _unseen(program), before, after, methods, _ops(program, target))
+
+
+def provider_refuses(provider: Provider, node: fx.Node) -> str | None:
+    """Why the target's provider does not compute ``node``; None if it does."""
+    return provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
+
+
+def _ops(program: Program, target: Target) -> tuple[str, ...]:
+    """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
+    lines = []
+    for name, provider in target.providers.items():
+        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"]
+        reasons = [provider_refuses(provider, node) for node in nodes]
+        if None in reasons:
+            lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
+        lines += [f"{name} by ATen: {reason}" for reason in dict.fromkeys(reasons) if reason]
+    return tuple(lines)
 
 
 def _saved(program: Program) -> int:

@@ -3,8 +3,9 @@
 All variants of a run live in one process and take turns, so that a drift of the machine touches each of them; what
 counts is the ratio to the float baseline of the same turn. On a machine that does other work as well, set
 OMP_WAIT_POLICY=PASSIVE (waiting threads then sleep and do not take the core from the one they wait for) or --threads 1;
-both are in the table's description of the machine. Results are kept in ``docs/benchmarks/cpu.json`` (a run
-replaces what it measured again), and ``docs/benchmarks/cpu.md`` is made from it.
+both are in the table's description of the machine. With one thread, seconds are processor time, which other work does
+not lengthen. Results are kept in ``docs/benchmarks/cpu.json`` (a run replaces what it measured again on the same
+machine), and ``docs/benchmarks/cpu.md`` is made from it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from statistics import median
 
 # Read when torchao is imported: it would try to load its GPU kernels, and say at length that it cannot.
@@ -25,7 +27,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 
-from qpass.debug.evaluate import peak_rss, weight_bytes  # noqa: E402
+from qpass.debug.evaluate import peak_rss, rss_bytes, weight_bytes  # noqa: E402
 
 from . import report  # noqa: E402
 from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS, Size, Variant, Workload, build, prepare  # noqa: E402
@@ -82,13 +84,13 @@ def _run_group(names: list[str], size: Size, args: argparse.Namespace) -> None:
             models[name], facts[name] = built
     for workload in WORKLOADS:
         if args.workloads is None or workload.name in args.workloads:
-            records = _run_workload(models, facts, workload, size, args.repeats)
+            records = _run_workload(models, facts, workload, size, args)
             # After each workload: a run takes minutes, and one that is interrupted keeps what it has.
             report.save(args.model, records, threads=args.threads)
 
 
 def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:
-    before, began = _rss_bytes(), time.perf_counter()
+    before, began = rss_bytes(), time.perf_counter()
     try:
         with peak_rss() as peak:
             model = build(variant, size)
@@ -103,16 +105,19 @@ def _build(variant: Variant, size: Size) -> tuple[torch.nn.Module, dict] | None:
     return model, facts
 
 
-def _run_workload(models: dict, facts: dict, workload: Workload, size: Size, repeats: int) -> list[dict]:
+def _run_workload(
+    models: dict, facts: dict, workload: Workload, size: Size, args: argparse.Namespace
+) -> list[dict]:
     """Compile each model for the workload, then let them take turns. Compiled code is dropped at the end."""
     runs, ready = {}, {}
-    want = prepare(VARIANTS[BASELINE], models[BASELINE], workload, size)[1]()
+    clock = report.CLOCKS[args.threads == 1][0]
+    want = prepare(VARIANTS[BASELINE], models[BASELINE], workload, size, clock)[1]()
     for name, model in models.items():
-        prepared = _prepare(VARIANTS[name], model, workload, size, want)
+        prepared = _prepare(VARIANTS[name], model, workload, size, clock, want)
         if prepared is not None:
             runs[name], ready[name] = prepared
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         for name, run in runs.items():
             samples[name].append(run())
     records = [
@@ -127,16 +132,19 @@ def _run_workload(models: dict, facts: dict, workload: Workload, size: Size, rep
     return records
 
 
-def _prepare(variant: Variant, model: torch.nn.Module, workload: Workload, size: Size, want: torch.Tensor):
+def _prepare(
+    variant: Variant, model: torch.nn.Module, workload: Workload, size: Size, clock: Callable[[], float],
+    want: torch.Tensor,
+):  # fmt: skip
     """The sampler after two warm-up calls, the seconds and bytes of its compilation, and how far its logits are off.
 
     ``error`` is relative to the baseline's logits ``want`` [batch, vocabulary], in the Frobenius norm: a fast wrong
     answer is not a result.
     """
-    before = _rss_bytes()
+    before = rss_bytes()
     try:
         with peak_rss() as peak:
-            run, logits = prepare(variant, model, workload, size)
+            run, logits = prepare(variant, model, workload, size, clock)
             first, second = (_seconds(run) for _ in range(2))
         error = ((logits() - want).norm() / want.norm()).item()
     except Exception:
@@ -163,11 +171,6 @@ def _seconds(call) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _say_failed(name: str, what: str) -> None:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .variants import BASELINE, SIZES, VARIANTS, WORKLOADS
 # Outputs that have nothing to do with each other come to 1.4. A linear of 4 bits on Gaussian weights is 0.115 off, one
 # of 8 bits and inputs 0.012; through the 154 linears of the 1b model that grows eightfold, to 0.7 and to 0.1.
 WRONG = 1.0
+CLOCKS = {True: (time.thread_time, "processor time"), False: (time.perf_counter, "wall")}
+"""By whether there is one thread: what measures, and its name."""
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 PAGE = """# Speed and memory on a CPU
 
@@ -21,8 +24,8 @@ Made by `python -m tests.bench.cpu`; raw samples are in `cpu.json`. Do not edit.
 
 Each cell is tokens per second (median) and, in brackets, how many times the speed of **{baseline}**, eager PyTorch in
 bfloat16, measured in the same rounds in the same process: the ratio is the median over the rounds, and it is the
-number to compare across rows. Where several set-ups do the same arithmetic, **bold** marks the best for a workload,
-and that one is the peer.
+number to compare across rows of one table; each table is one machine. Where several set-ups do the same arithmetic,
+**bold** marks the best for a workload, and that one is the peer.
 
 - decode: one token a step, after 128 tokens of context on average, batch 1 and 8. Only the forward calls are timed.
 - prefill: 512 tokens into an empty cache, one row of logits kept.
@@ -43,16 +46,30 @@ and that one is the peer.
 
 
 def save(model: str, records: list[dict], *, threads: int) -> None:
-    """Put the records of one run into the JSON file, in place of older ones for the same variant and workload."""
+    """Put the records of one run into the JSON file, in place of this machine's older ones for the same row and column.
+
+    The file: model, machine (:func:`machine_name`), ``variant workload``, record.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "cpu.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    table = kept.setdefault(model, {})
     machine = describe_machine(threads)
+    table = kept.setdefault(model, {}).setdefault(machine_name(machine), {})
     for record in records:
         table[f"{record['variant']} {record['workload']}"] = record | {"machine": machine}
     path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     (FOLDER / "cpu.md").write_text(page(kept))
+
+
+def machine_name(machine: dict[str, str]) -> str:
+    """What tells tables apart: the processor, the widest instructions of it that matter here, and the threads."""
+    flags = machine["flags"].split()
+    widest = next((name for flag, name in _WIDEST if flag in flags), "AVX2 or less")
+    cpu = machine["cpu"].removesuffix(" Processor").replace("(R)", "")
+    return f"{cpu}, {widest}, threads: {machine['threads']}"
+
+
+_WIDEST = (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("avx512_vnni", "AVX512-VNNI"), ("avx512f", "AVX-512"))
 
 
 def describe_machine(threads: int) -> dict[str, str]:
@@ -66,6 +83,7 @@ def describe_machine(threads: int) -> dict[str, str]:
         "cpu": fields.get("model name", platform.processor()),
         "flags": " ".join(sorted(flags)),
         "threads": str(threads),
+        "clock": CLOCKS[threads == 1][1],
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchao", "transformers")},
@@ -80,10 +98,15 @@ def page(kept: dict) -> str:
     return "\n".join(parts)
 
 
-def _section(model: str, table: dict) -> str:
+def _section(model: str, tables: dict) -> str:
+    parts = [_table(name, tables[name]) for name in sorted(tables)]
+    return "\n".join([f"## {model}", "", _describe(model), "", *parts])
+
+
+def _table(name: str, table: dict) -> str:
     machines = sorted({tuple(sorted(r["machine"].items())) for r in table.values()})
     loads = [r["load"] for r in table.values()]
-    lines = [f"## {model}", "", _describe(model), ""]
+    lines = [f"### {name}", ""]
     lines += [f"- {', '.join(f'{k} {v}' for k, v in machine)}" for machine in machines]
     lines += [f"- load average while it ran: {min(loads):.1f} to {max(loads):.1f}; more than the threads is other work"]
     heads = ["variant", *(w.name for w in WORKLOADS), "weights, MiB", "run memory, MiB", "compile, s"]

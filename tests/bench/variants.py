@@ -137,7 +137,7 @@ def build(variant: Variant, size: Size) -> torch.nn.Module:
 
 
 def prepare(
-    variant: Variant, model: torch.nn.Module, workload: Workload, size: Size
+    variant: Variant, model: torch.nn.Module, workload: Workload, size: Size, clock: Callable[[], float]
 ) -> tuple[Callable[[], float], Callable[[], torch.Tensor]]:
     """Two functions that run the workload, on the same compiled code; the first call of either compiles.
 
@@ -146,14 +146,15 @@ def prepare(
     """
     runner = _Compiled(variant, model) if variant.compiled and not variant.is_qpass else model
     if workload.length > 1:
-        sample = prefill_sampler(runner, length=workload.length, batch=workload.batch)
+        sample = prefill_sampler(runner, length=workload.length, batch=workload.batch, clock=clock)
         return sample, lambda: _last_logits(runner, _ids(model, workload.batch, workload.length), None)
     prompt = PAST - size.steps // 2
     # A growing cache has a new shape at each step; the static one compiles once and was faster for each peer tried.
     cache = _static_cache(model, workload.batch, prompt + size.steps) if runner is not model else None
     sample = decode_sampler(
-        runner, batch=workload.batch, prompt=prompt, new=size.steps, cache=cache, prefill=model if cache else None
-    )
+        runner, batch=workload.batch, prompt=prompt, new=size.steps, cache=cache, prefill=model if cache else None,
+        clock=clock,
+    )  # fmt: skip
     empty = _static_cache(model, workload.batch, prompt + size.steps) if cache else None
 
     def logits() -> torch.Tensor:

@@ -90,6 +90,8 @@ _REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "no tuple": (_of(Branch), X, _IN, "args is a Tensor, not a tuple of example inputs. Fix: pass a tuple"),
     "two": (_of(Branch), (X, X), _IN, "The example inputs do not fit forward: too many positional arguments (at"),
     "empty": (_of(Branch), (X[:0],), _IN, "An example input is empty, shape [0, 4] (at args[0]). Fix: pass examples"),
+    "device": (lambda: nn.Linear(4, 4).eval(), (X.to("meta"),), _IN,
+               "An example input is on meta, the model is on cpu (at args[0]). Fix:"),
     "buffer": (_of(Counter), (X,), _NO, "The model's forward writes to a buffer (at buffer `calls`). Fix: keep"),
     "input": (_of(InPlace), (X,), _NO, "The model's forward writes to its input (at input `x`). Fix: return"),
     "size": (_of(Size), (X,), _NO, "The model returns a size that depends on its input, output 1 (at Size)"),

@@ -74,7 +74,15 @@ def test_tracing_waits_for_the_first_use_and_happens_once() -> None:
     assert not traced
     made.patterns()
     made.patterns()
-    assert len(traced) == 2  # float32 and bfloat16
+    assert len(traced) == 1  # it names no dtype, so that one trace serves them all
+
+    @rule(x=(2, 3))
+    def casting(x: Tensor) -> Tensor:
+        traced.append(1)
+        return torch.softmax(x, -1, dtype=torch.float32)
+
+    assert len(casting.becomes(lambda x: x).patterns()) == 2
+    assert len(traced) == 3  # bfloat16 and float32
 
 
 def test_name_doc_and_condition() -> None:

@@ -16,7 +16,7 @@ from qpass.lowering.cpu import build, kernels
 
 REASON = build.available()
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-ROWS = [0, 1, 2, 3, 4, 5, 8, 17, 33, 128]
+ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 17, 33, 128]
 SHAPES = [(32, 64), (256, 704), (33, 37), (70, 130), (5, 3), (96, 2048)]  # N, K
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -145,8 +145,9 @@ def check_int4(m: int, n: int, k: int, group: int, zero: bool, dtype: torch.dtyp
     out = ops.int4_linear(x, kernels.pack_int4(codes), scale, zeros, bias, n, group, dtype)
     exact, terms, products = int4_oracle(x, codes, scale, zeros, group)
     exact = exact + bias.double()
-    small = 32 if kernels.isa() == "amx" and (group % 32 == 0 or groups == 1) else 4
-    rounded = m > small or (group % 8 != 0 and groups > 1)
+    tiles = group % 32 == 0 or groups == 1
+    exact_rows = {"avx512": 16, "avx512_bf16": 32, "amx": 32 if tiles else 4}[kernels.isa()]
+    rounded = m > exact_rows or (group % 8 != 0 and groups > 1)
     error = 2.0**-24 * (k + groups + 8) * terms + 2.0**-23 * exact.abs() + (2.0**-8 * products if rounded else 0)
     close(out, exact, error, dtype)
 
@@ -155,7 +156,7 @@ def check_int4(m: int, n: int, k: int, group: int, zero: bool, dtype: torch.dtyp
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("group", [2, 6, 8, 24, 32, 64, 128, 10000])
 def test_int4_groups(isa, group, zero):
-    for n, k, rows in [(256, 704, (1, 5, 40)), (33, 37, (0, 2, 33)), (70, 515, (3, 4, 17, 32))]:
+    for n, k, rows in [(256, 704, (1, 5, 13, 40)), (33, 37, (0, 2, 15, 33)), (70, 515, (3, 4, 6, 7, 8, 17, 32))]:
         for m in rows:
             check_int4(m, n, k, group, zero, torch.float32, torch.float32)
 

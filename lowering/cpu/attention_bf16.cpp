@@ -1,0 +1,2 @@
+#define QPASS_NAME attention_bf16
+#include "attention.h"

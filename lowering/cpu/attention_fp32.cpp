@@ -1,0 +1,2 @@
+#define QPASS_NAME attention_fp32
+#include "attention.h"

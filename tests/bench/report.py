@@ -36,7 +36,9 @@ number to compare across rows of one table; each table is one machine. Where sev
 - Before it is timed, each variant's logits are compared with the baseline's. **wrong** and a number in place of a speed
   is their relative error (Frobenius norm) where it is above {limit}: such a variant computes something else, and its
   speed is not a result. (With torchao 0.18.0 and torch 2.13.0 that is int8 with dynamic activations, compiled, for one
-  row; eager, and compiled for more rows, it is right.)
+  row, on the Xeon with AMX; eager, compiled for more rows, and on the EPYC without AMX it is right.)
+- clock: with one thread, seconds are processor time of that thread, which other work on the machine does not lengthen;
+  rows that do not say so were taken with the wall clock.
 - compile: seconds until the first result for the decode step at batch 1, less the time of a warm step. For qpass, of
   `qpass.compile`, which exports the model and serves every workload (some of it may come from Inductor's cache), with
   the making of the random model.

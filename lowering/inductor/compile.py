@@ -22,12 +22,13 @@ class Compiled(torch.nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
+        # Compiled before the weights are computed: the peak is then one of the two, not their sum.
+        self._artifact = _compile(program)
         self._attributes: list[str] = []
         for name, tensor in materialise(program).items():
             attribute = name.replace(".", "__")
             self.register_buffer(attribute, tensor)
             self._attributes.append(attribute)
-        self._artifact = _compile(program)
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         """Run the artifact. Tensors as the program's placeholders; dynamic sizes may differ from call to call."""

@@ -92,7 +92,8 @@ def _paint(figure: Any, x: Tensor, found: list[Rounded]) -> None:
     whole, near, errors = figure.subplots(3, 1, height_ratios=(1, 1.15, 1.5))
     _lines(whole, x, found, (-6.0, 1.06 * OUTLIER))
     whole.set_xlabel("value")
-    whole.set_title("a   everything that each format can stand for (gray ticks), and where the values go (marks)", loc="left")
+    whole.set_title("a   everything that each format can stand for (gray ticks), and where the values go (marks)",
+                    loc="left")  # fmt: skip
     _lines(near, x, found, (-2.75, 2.75))
     near.set_title("b   the same near 0, without the outlier: lines join each value with the point it is rounded to",
                    loc="left")  # fmt: skip
@@ -125,8 +126,8 @@ def _errors(axes: Any, x: Tensor, found: list[Rounded]) -> None:
     floor = 1e-4
     for one, color, marker in zip(found, COLORS, MARKERS):
         label = f"{one.label}\nSQNR {one.sqnr:.1f} dB; without the outlier {one.body:.1f} dB"
-        axes.plot(x.abs().tolist(), one.errors.clamp(min=floor).tolist(), marker, color=color, markersize=4, label=label,
-                  markerfacecolor="none", markeredgewidth=0.9, clip_on=False)  # fmt: skip
+        axes.plot(x.abs().tolist(), one.errors.clamp(min=floor).tolist(), marker, color=color, markersize=4,
+                  label=label, markerfacecolor="none", markeredgewidth=0.9, clip_on=False)  # fmt: skip
         half = float((one.points[1:] - one.points[:-1]).max()) / 2
         if one.zero:
             axes.axhline(half, color=color, linewidth=0.8, linestyle=":")

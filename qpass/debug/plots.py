@@ -124,7 +124,8 @@ def _panel(cell: Any, reading: Reading, seen: Distribution) -> None:
     ends = f"min {_short(float(seen.low.min()))}, max {_short(float(seen.high.max()))}"
     top.set_title(f"{_wrapped(reading.label)}\n{ends}\n{shape}", fontsize=7.5)
     heights, each = _pooled(seen.absmax.tolist())
-    bottom.stairs(heights, [each * place for place in range(len(heights))] + [len(seen.absmax)], fill=True, color=ORANGE)
+    edges = [*(each * place for place in range(len(heights))), len(seen.absmax)]
+    bottom.stairs(heights, edges, fill=True, color=ORANGE)
     bottom.axhline(float(seen.absmax.median()), color=BLACK, linewidth=0.9, linestyle="--")
     bottom.set_xlim(0, len(seen.absmax))
     bottom.set_ylim(0, 1.08 * max(heights) or 1)

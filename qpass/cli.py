@@ -5,12 +5,23 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from qpass import __version__, pipeline
+from qpass import __version__, cli_compare, pipeline
+from qpass.arguments import (
+    LENGTH,
+    MODEL_HELP,
+    RECIPE_HELP,
+    SEQUENCES,
+    Parser,
+    Raw,
+    command,
+    count,
+    data_option,
+    model_options,
+)
 from qpass.console import Steps
 from qpass.debug.report import write_report
 from qpass.demo import demo, generate
@@ -26,84 +37,40 @@ from qpass.passes.calibrate import check_data
 from qpass.recipe import Recipe
 from qpass.stages import STAGES
 
-_MODEL_HELP = "a folder with config.json and *.safetensors, a Hugging Face hub name, or the word 'demo'"
-_RECIPE_HELP = "a scheme such as w8a8-int8, smoothquant-w8a8 (see 'list'), or a .yaml or .json file"
-_SEQUENCES, _LENGTH = 32, 256  # of calibration text
 _EXITS = "exit codes: 0 done, 2 wrong use or recipe, 3 model not supported, 4 NaN or Inf, 5 cannot write, 130 Ctrl-C"
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes are qpass errors, with the nearest legal word."""
-
-    def error(self, message: str) -> NoReturn:
-        fix = f"see {self.prog} --help"
-        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if wrong:
-            legal = re.findall(r"'(.*?)'", wrong[2])
-            message = f"{message.split(':')[0]}: unknown {wrong[1]!r}"
-            fix = nearest(wrong[1], legal) or f"use one of {', '.join(legal)}"
-        raise InputError(message, fix=fix)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(prog="qpass", description="Quantize a PyTorch transformer and compile it, stage by stage.",
-                  epilog=f"start here: python -m qpass demo\n{_EXITS}", formatter_class=_Raw)  # fmt: skip
+    top = Parser(prog="qpass", description="Quantize a PyTorch transformer and compile it, stage by stage.",
+                  epilog=f"start here: python -m qpass demo\n{_EXITS}", formatter_class=Raw)  # fmt: skip
     top.add_argument("--version", action="version", version=f"qpass {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
-    _demo(_command(commands, "demo", demo, "compress the small real model that qpass ships, and measure it", "demo"))
-    _command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
+    commands = top.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
+    _demo(command(commands, "demo", demo, "compress the small real model that qpass ships, and measure it", "demo"))
+    command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
              "plan demo w8a8-int8", model=True)  # fmt: skip
-    _compile(_command(commands, "compile", compile_, "compile a model; write a report, every stage, and the weights",
+    _compile(command(commands, "compile", compile_, "compile a model; write a report, every stage, and the weights",
                       "compile demo w8a8-int8 -o out --prompt 'The city of Paris is'", model=True))  # fmt: skip
-    _show(_command(commands, "show", show_, "print the program at one stage", "show demo w8a8-int8 --stage RAISED",
+    _show(command(commands, "show", show_, "print the program at one stage", "show demo w8a8-int8 --stage RAISED",
                    model=True))  # fmt: skip
-    _diff(_command(commands, "diff", diff_, "print what changed between two stages, or between two saved texts",
+    _diff(command(commands, "diff", diff_, "print what changed between two stages, or between two saved texts",
                    "diff demo w8a8-int8 NORMAL RAISED\n         python -m qpass diff old.txt new.txt"))  # fmt: skip
-    _sites(_command(commands, "sites", sites_, "say where a model may be re-scaled exactly, and where not and why",
+    _sites(command(commands, "sites", sites_, "say where a model may be re-scaled exactly, and where not and why",
                     "sites demo"))  # fmt: skip
-    _command(commands, "list", list_, "list stages, patterns, ops, schemes, and kernels on this machine", "list")
+    cli_compare.add(commands)
+    command(commands, "list", list_, "list stages, patterns, ops, schemes, and kernels on this machine", "list")
     return top
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-def _command(commands: Any, name: str, run: Any, text: str, example: str, *, model: bool = False) -> Any:
-    made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
-                               epilog=f"example: python -m qpass {example}", formatter_class=_Raw)  # fmt: skip
-    made.set_defaults(run=run)
-    made.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
-    if model:
-        made.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-        made.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
-        _model_options(made)
-        _data_option(made)
-    return made
-
-
-def _data_option(command: Any) -> None:
-    command.add_argument("--calibration", metavar="FILE",
-                         help=f"text for methods that look at data; its first {_SEQUENCES} pieces of {_LENGTH} tokens "
-                              "are used")  # fmt: skip
-
-
-def _model_options(command: Any) -> None:
-    command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
-    command.add_argument("--target", choices=tuple(pipeline.TARGETS), default="cpu",
-                         help="cpu: fast kernels; reference: slow, the oracle (default: %(default)s)")  # fmt: skip
 
 
 def _demo(command: Any) -> None:
     command.add_argument("--recipe", metavar="RECIPE", default="w8a8-int8",
-                         help=f"{_RECIPE_HELP} (default: %(default)s)")  # fmt: skip
+                         help=f"{RECIPE_HELP} (default: %(default)s)")  # fmt: skip
     command.add_argument("--out", metavar="DIR", default="qpass-out", help="for the report (default: ./%(default)s)")
-    command.add_argument("--tokens", metavar="N", type=_count, default=8192,
+    command.add_argument("--tokens", metavar="N", type=count, default=8192,
                          help="tokens of text for the perplexity (default: %(default)s)")  # fmt: skip
-    command.add_argument("--rounds", metavar="N", type=_count, default=7,
+    command.add_argument("--rounds", metavar="N", type=count, default=7,
                          help="most speed samples (default: %(default)s)")  # fmt: skip
-    _model_options(command)
+    model_options(command)
 
 
 def _compile(command: Any) -> None:
@@ -125,7 +92,7 @@ def _show(command: Any) -> None:
 
 
 def _sites(command: Any) -> None:
-    command.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("--smooth", action="store_true",
                          help="also places that cost a vector at run time: x * h(x / s), FSBR's gated activation")
     command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
@@ -135,18 +102,8 @@ def _diff(command: Any) -> None:
     command.usage = "qpass diff [options] MODEL RECIPE STAGE_A STAGE_B\n       qpass diff FILE_A FILE_B"
     command.add_argument("what", nargs="+", metavar="ARGUMENT",
                          help="MODEL RECIPE STAGE_A STAGE_B, or two texts that 'show' or 'compile' wrote")  # fmt: skip
-    _model_options(command)
-    _data_option(command)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-_count.__name__ = "count of 1 or more"  # argparse puts it into its message
+    model_options(command)
+    data_option(command)
 
 
 # ------------------------------------------------------------------------------------------------------ the commands
@@ -235,7 +192,7 @@ def _trace(args: argparse.Namespace, model: str, recipe: str, until: str) -> pip
 def _calibration(args: argparse.Namespace, model: str) -> list[Any] | None:
     if args.calibration is None:
         return None
-    return list(load_calibration(model, args.calibration, sequences=_SEQUENCES, length=_LENGTH))
+    return list(load_calibration(model, args.calibration, sequences=SEQUENCES, length=LENGTH))
 
 
 def _stage(name: str) -> str:

@@ -80,6 +80,29 @@ def token_bar(label: str, window: int) -> Iterator[Callable[[int, int], None]]:
         bar.close()
 
 
+@contextlib.contextmanager
+def count_bar(unit: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over ``total`` pieces of work: call the result with the name of each as it begins.
+
+    Elsewhere than on a terminal each name is a line. Goes to stderr.
+    """
+    bar = tqdm(total=total, unit=unit, leave=False, disable=None)
+    begun: list[str] = []
+
+    def begin(name: str) -> None:
+        if bar.disable:
+            print(f"  {len(begun) + 1}/{total} {name}", file=sys.stderr, flush=True)
+        else:
+            bar.update(len(begun) - bar.n)
+            bar.set_description_str(name)
+        begun.append(name)
+
+    try:
+        yield begin
+    finally:
+        bar.close()
+
+
 class Interrupts:
     """Whether Ctrl-C was pressed, which a library may have turned into an error of its own."""
 

@@ -57,6 +57,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file as ``write_text`` does."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file as ``write_text`` does. Tensors that share memory are written twice."""
     seen: set[int] = set()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from qpass.assets import model_path
+from qpass.assets import evaluation_text, model_path
 from qpass.errors import InputError, QPassError
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -56,18 +56,30 @@ def load_calibration(name: str, path: str, *, sequences: int, length: int) -> li
     Raises:
         InputError: a file that cannot be read, or that is too short for one piece.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(sequences * length * _LONGEST_TOKEN)  # of a large file, no more than can be used
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read the calibration text: {reason}", where=path, fix="pass a text file") from error
-    ids = torch.tensor(load_tokenizer(name)(text).input_ids[: sequences * length], dtype=torch.int64)
+    ids = load_ids(name, path, most=sequences * length)
     pieces = list(ids[: len(ids) // length * length].view(-1, 1, length))
     if not pieces:
         raise InputError(f"the calibration text has {len(ids)} tokens, one sequence takes {length}", where=path,
                          fix="pass a longer text")  # fmt: skip
     return pieces
+
+
+def load_ids(name: str, path: str | None, *, most: int) -> torch.Tensor:
+    """The first ``most`` token ids of a text file, or of the text that qpass ships where ``path`` is None. int64 [N].
+
+    Raises:
+        InputError: a file that cannot be read; no tokenizer.
+    """
+    if path is None:
+        text = evaluation_text()
+    else:
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(most * _LONGEST_TOKEN)  # of a large file, no more than can be used
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InputError(f"cannot read the text: {reason}", where=path, fix="pass a text file") from error
+    return torch.tensor(load_tokenizer(name)(text, verbose=False).input_ids[:most], dtype=torch.int64)
 
 
 def resolve(name: str) -> str:

@@ -89,8 +89,16 @@ def perplexity(
         InputError: fewer than two tokens, or a window or batch that is too small.
         NumericsError: the likelihood of a token is NaN. (Infinite perplexity is a result, not an error.)
     """
-    _at_least(window=(window, 2), batch=(batch, 1))
     ids = torch.tensor(tokenizer(text).input_ids[:max_tokens], dtype=torch.long)
+    return ids_perplexity(model, ids, window=window, batch=batch, progress=progress)
+
+
+@torch.no_grad()
+def ids_perplexity(
+    model: Any, ids: torch.Tensor, *, window: int = 256, batch: int = 4, progress: Progress | None = None
+) -> float:
+    """As ``perplexity``, of token ids, int64 [N]."""
+    _at_least(window=(window, 2), batch=(batch, 1))
     if len(ids) < 2:
         raise InputError("perplexity needs at least two tokens", where="text", fix="pass a longer text or max_tokens")
     batches = _windows(ids, window, batch)

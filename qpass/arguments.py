@@ -1,0 +1,72 @@
+"""What the commands of ``python -m qpass`` share: the parser, and the arguments that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, NoReturn
+
+from qpass import pipeline
+from qpass.errors import InputError
+from qpass.formats import nearest
+from qpass.loading import DTYPES
+
+MODEL_HELP = "a folder with config.json and *.safetensors, a Hugging Face hub name, or the word 'demo'"
+RECIPE_HELP = "a scheme such as w8a8-int8, smoothquant-w8a8 (see 'list'), or a .yaml or .json file"
+SEQUENCES, LENGTH = 32, 256  # of calibration text
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are qpass errors, with the nearest legal word."""
+
+    def error(self, message: str) -> NoReturn:
+        fix = f"see {self.prog} --help"
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            legal = re.findall(r"'(.*?)'", wrong[2])
+            message = f"{message.split(':')[0]}: unknown {wrong[1]!r}"
+            fix = nearest(wrong[1], legal) or f"use one of {', '.join(legal)}"
+        raise InputError(message, fix=fix)
+
+
+class Raw(argparse.RawDescriptionHelpFormatter):
+    """Texts keep their lines."""
+
+
+def command(commands: Any, name: str, run: Any, text: str, example: str, *, model: bool = False) -> Any:
+    """Add a command; with ``model`` one that takes a model and a recipe."""
+    made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+                               epilog=f"example: python -m qpass {example}", formatter_class=Raw)  # fmt: skip
+    made.set_defaults(run=run)
+    made.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
+    if model:
+        made.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+        made.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+        model_options(made)
+        data_option(made)
+    return made
+
+
+def data_option(command: Any) -> None:
+    """``--calibration``."""
+    command.add_argument("--calibration", metavar="FILE",
+                         help=f"text for methods that look at data; its first {SEQUENCES} pieces of {LENGTH} tokens "
+                              "are used")  # fmt: skip
+
+
+def model_options(command: Any) -> None:
+    """``--dtype`` and ``--target``."""
+    command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
+    command.add_argument("--target", choices=tuple(pipeline.TARGETS), default="cpu",
+                         help="cpu: fast kernels; reference: slow, the oracle (default: %(default)s)")  # fmt: skip
+
+
+def count(text: str) -> int:
+    """A number of 1 or more, as argparse takes a type."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+count.__name__ = "count of 1 or more"  # argparse puts it into its message

@@ -161,7 +161,7 @@ class _Work:
                     done.add((axis.param, node))
                     self._gain(axis, node, shift)
         for axis in makers:
-            delta = _along(axis, shift, self._like(axis.param).shape)
+            delta = along(axis, shift, self._like(axis.param).shape)
             self._add(self._bias(axis, axis.node), Add(-delta), "- δ")
         self.log.append(Change(self.by, site.name, f"shifted, {len(done)} consumers"))
 
@@ -177,7 +177,7 @@ class _Work:
         base, weight_steps = self._now(axis.param)
         sources = self.sources.setdefault(bias, [])
         sources.append(base)
-        step = AddProduct(len(sources) - 1, weight_steps, _along(axis, shift, like.shape), dim, rows)
+        step = AddProduct(len(sources) - 1, weight_steps, along(axis, shift, like.shape), dim, rows)
         self._add(bias, step, f"+ {axis.param} δ")
 
     # --------------------------------------------------------------------------------------------------- biases
@@ -326,8 +326,8 @@ def _checked(site: Site, values: Tensor, word: str, *, positive: bool) -> Tensor
     return wide
 
 
-def _along(axis: Axis, shift: Tensor, shape: torch.Size) -> Tensor:
-    """δ along the parameter's dimension that follows the site, float64; 0 where nothing does."""
+def along(axis: Axis, shift: Tensor, shape: torch.Size) -> Tensor:
+    """δ along the parameter's dimension that follows the site, in the dtype of ``shift``; 0 where nothing does."""
     if len(axis.dims) != 1 or axis.powers.index.shape[0] != 1:
         raise UnsupportedError("a shift follows one dimension and one factor a channel", where=axis.param,
                                fix="leave the shift of this site out")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
 
 from qpass import ops
 from qpass.errors import NumericsError
@@ -19,6 +18,7 @@ from qpass.sites.edited import Edited
 from qpass.sites.edits import Edit, Fold, apply, reason_against
 from qpass.sites.inputs import random_inputs
 from qpass.sites.site import State
+from qpass.sites.widen import WideMeaning, retyped, widened
 
 _TELLS, _DOUBLE = 1e-3, 1e-9
 
@@ -167,7 +167,7 @@ def run_in(
             outputs = fx.map_arg(node.args[0], lambda arg: _value(program, arg, values, dtype))
             return tuple(_unscaled(arg, value, scaled, dtype) for arg, value in zip(node.args[0], outputs))
         if node.op == "placeholder":
-            values[node] = _wide(_rescaled(node, next(given), scaled), dtype)
+            values[node] = widened(_rescaled(node, next(given), scaled), dtype)
         elif node.op == "get_attr":
             continue  # captured graphs hold all of them in front; each is read by the op that needs it, for as long
         else:
@@ -199,42 +199,14 @@ def _value(program: Program, node: fx.Node, values: Mapping[fx.Node, Any], dtype
 
 def _call(program: Program, node: fx.Node, values: Mapping[fx.Node, Any], dtype: torch.dtype) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: _value(program, arg, values, dtype))
-    args, kwargs = _retyped(args, dtype), _retyped(kwargs, dtype)
+    args, kwargs = retyped(args, dtype), retyped(kwargs, dtype)
     name = op_name(node.target)
     call: Callable[..., Any] = node.target  # type: ignore[assignment]
     if name.startswith("qpass."):
         # the meaning itself, as its casts are only seen while it runs in Python
-        with _WideMeaning(dtype):
-            return _wide(ops.REGISTRY[name.removeprefix("qpass.")].meaning(*args, **kwargs), dtype)
-    return _wide(call(*args, **kwargs), dtype)
-
-
-class _WideMeaning(TorchFunctionMode):
-    """Casts to a floating-point dtype, inside of an op's meaning, go to ``dtype`` instead."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*_retyped(args, self.dtype), **_retyped(kwargs or {}, self.dtype))
-
-
-def _retyped(value: Any, dtype: torch.dtype) -> Any:
-    """``value`` with every floating-point dtype in it replaced."""
-    if isinstance(value, torch.dtype):
-        return dtype if value.is_floating_point else value
-    if isinstance(value, dict):
-        return {key: _retyped(item, dtype) for key, item in value.items()}
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return type(value)(_retyped(item, dtype) for item in value)
-    return value
-
-
-def _wide(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    return type(value)(_wide(item, dtype) for item in value) if type(value) in (tuple, list) else value
+        with WideMeaning(dtype):
+            return widened(ops.REGISTRY[name.removeprefix("qpass.")].meaning(*args, **kwargs), dtype)
+    return widened(call(*args, **kwargs), dtype)
 
 
 _States = dict[str, list[tuple[State, Tensor]]]

@@ -16,7 +16,7 @@ from qpass.lowering import Case, Kernel
 from qpass.lowering.cpu import kernels
 from qpass.methods import METHODS
 from qpass.patterns import rules
-from qpass.recipe import PRESET_FAMILIES, PRESETS
+from qpass.presets import PRESET_FAMILIES, PRESETS, meaning
 from qpass.stages import STAGES
 
 
@@ -72,8 +72,9 @@ def _methods() -> Iterator[str]:
         looks = method().needs_data  # with its defaults
         doc = _plain(inspect.getdoc(inspect.getmodule(method)) or "")
         yield f"  {name + ('*' if looks else ''):<20} {doc}"
-    for name, meaning in PRESETS.items():
-        yield f"  {name:<20} {meaning}"
+    yield "\nrecipes by name; every field of one can be overridden, see docs/recipes.md"
+    for name in PRESETS:
+        yield f"  {name:<20} {meaning(name)}"
     yield f"  with any number: {', '.join(PRESET_FAMILIES)}"
 
 

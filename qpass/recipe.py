@@ -4,16 +4,17 @@
     Recipe.parse("smoothquant+w8a8-int8")
     Recipe.parse({"linears": {"lm_head": "keep", "*down_proj*": "w8a16", "*": "w4a16-g128"}})
     Recipe.parse({"methods": [{"smoothquant": {"alpha": 0.75}}], "linears": {"*": "w8a8-int8"}})
+    Recipe.parse({"preset": "omniquant-w4a4", "learning": {"epochs": 5}})
 
 Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error. Methods run
-in order, each on what the one before it left.
+in order, each on what the one before it left; those that learn from blocks and stand side by side learn together, with
+the settings of ``learning``. The lines ``@attention`` and ``@feed-forward`` match linears by their role in the graph.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +24,12 @@ import yaml
 
 from qpass.errors import RecipeError
 from qpass.formats import SCHEMES, Scheme, nearest
-from qpass.methods import METHODS, Method, as_data, make
+from qpass.learn.settings import DEFAULTS, Learning
+from qpass.methods import METHODS, Method, as_data, make, options
+from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-PRESETS = {
-    "smoothquant-w8a8": "smoothquant+w8a8-int8",
-    **{f"zeroquant-fp-w4a8{scale}": f"gptq+w4a8-fp{scale}" for scale in ("", "-m1", "-m2")},
-    "w4a16-g128-gptq": "gptq+w4a16-g128",
-}
-"""A paper's name -> methods and scheme. Methods may be added before or behind it: ``lorc`` in ``preset+lorc``."""
-PRESET_FAMILIES = {
-    "zeroquant-fp-w4a8[-gG][-m1|-m2|-m2plus]": (
-        r"zeroquant-fp-w4a8((?:-g\d+)?(?:-(?:m1|m2plus|m2))?)",
-        r"gptq+w4a8-fp\1",
-    ),
-    "wNa16-gG-gptq": (r"(w[2-8]a16-g\d+)-gptq", r"gptq+\1"),
-}
-"""Presets with numbers in them: how they are printed -> (pattern, what it stands for)."""
-_FIELDS = ("name", "methods", "linears")
+_FIELDS = ("name", "preset", "methods", "learning", "linears")
 _MAX_BYTES = 1 << 20
 
 
@@ -50,6 +39,11 @@ class Line:
 
     glob: str
     scheme: Scheme | None
+
+    @property
+    def wide(self) -> bool:
+        """Whether it names no linear in particular: ``*``, or a role."""
+        return self.glob == "*" or self.glob.startswith("@")
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether any of a linear's names, with or without ``.weight``, matches."""
@@ -66,6 +60,7 @@ class Recipe:
     name: str
     lines: tuple[Line, ...]
     methods: tuple[Method, ...] = ()
+    learning: Learning = DEFAULTS
 
     def __str__(self) -> str:
         return self.name
@@ -90,23 +85,14 @@ class Recipe:
         text = str(recipe)
         if text.endswith((".yaml", ".yml", ".json")):
             return _from_dict(_read(Path(text)), Path(text).stem)
-        words = [part for word in text.split("+") for part in _spelled(word).split("+")]
-        *methods, scheme = [word for word in words if word in METHODS] + [word for word in words if word not in METHODS]
-        made = tuple(make(word) for word in methods)
-        return Recipe(text, (Line("*", _scheme_of(scheme, alone=not methods)),), made)
+        return _from_words(text)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that ``parse`` reads back."""
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
-        return {"name": self.name, **methods, "linears": {line.glob: _scheme_text(line.scheme) for line in self.lines}}
-
-
-def _spelled(word: str) -> str:
-    """What a preset stands for; other words as they are."""
-    for pattern, meaning in PRESET_FAMILIES.values():
-        if found := re.fullmatch(pattern, word):
-            return found.expand(meaning)
-    return PRESETS.get(word, word)
+        learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
+        lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
+        return {"name": self.name, **methods, **learning, "linears": lines}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
@@ -127,15 +113,55 @@ def _scheme_of(word: str, *, alone: bool) -> Scheme:
         raise
 
 
+def _from_words(text: str) -> Recipe:
+    """``method+scheme``, ``preset+method``, ...: methods run in the order in which they stand."""
+    methods: list[Any] = []
+    rest: list[str] = []
+    base: Mapping[str, Any] = {}
+    for word in text.split("+"):
+        found = preset(word)
+        if word in METHODS:
+            methods.append(word)
+        elif found is not None and not rest:
+            base = found
+            methods += found.get("methods", [])
+            rest.append(word)
+        else:
+            rest.append(word)
+    *unknown, scheme = rest or [methods.pop()]
+    made = _methods([*unknown, *methods])
+    linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
+    return Recipe(text, _lines(linears), made, Learning.parse(base.get("learning")))
+
+
+def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with what ``data`` says otherwise: ``learning``, options of its methods, more methods, other lines."""
+    base = preset(str(data["preset"]))
+    if base is None:
+        close = nearest(str(data["preset"]), PRESETS) or f"use one of {', '.join(PRESETS)}"
+        raise RecipeError(f"unknown preset {data['preset']!r}", fix=close)
+    mine = {method.name: options(method) for method in _methods(data.get("methods"))}
+    theirs = {method.name: options(method) for method in _methods(base.get("methods"))}
+    methods = [{name: {**theirs.get(name, {}), **mine.get(name, {})}} for name in {**theirs, **mine}]
+    given = data.get("learning") or {}
+    learning = {**base.get("learning", {}), **(given.as_dict() if isinstance(given, Learning) else given)}
+    return {"methods": methods, "learning": learning, "linears": data.get("linears") or base["linears"]}
+
+
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     for field in data:
         if field not in _FIELDS:
             raise RecipeError(f"unknown field {field!r} in a recipe", fix=nearest(str(field), _FIELDS) or "remove it")
+    if "preset" in data:
+        data = _on_preset(data)
     linears = data.get("linears")
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
-    lines = tuple(Line(str(glob), _scheme(glob, scheme)) for glob, scheme in linears.items())
-    return Recipe(name, lines, _methods(data.get("methods")))
+    return Recipe(name, _lines(linears), _methods(data.get("methods")), Learning.parse(data.get("learning")))
+
+
+def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:
+    return tuple(Line(str(glob), _scheme(glob, scheme)) for glob, scheme in linears.items())
 
 
 def _methods(given: Any) -> tuple[Method, ...]:

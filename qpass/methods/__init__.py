@@ -8,8 +8,12 @@ from typing import Any
 
 from qpass.errors import RecipeError
 from qpass.formats import nearest
+from qpass.methods.fsbr import FSBR
 from qpass.methods.gptq import Gptq
+from qpass.methods.let import LET
+from qpass.methods.lkd import LKD
 from qpass.methods.lorc import Lorc
+from qpass.methods.lwc import LWC
 from qpass.methods.method import Amends, Method, Solution
 from qpass.methods.power_of_two_scales import PowerOfTwoScales
 from qpass.methods.scale_search import ScaleSearch
@@ -27,6 +31,10 @@ METHODS: dict[str, type[Any]] = {
         Lorc,
         PowerOfTwoScales,
         ScaleSearch,
+        LWC,
+        LET,
+        FSBR,
+        LKD,
     )
 }
 

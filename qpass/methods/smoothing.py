@@ -87,21 +87,21 @@ def chosen(
 def _check_globs(sites: Sequence[Site], method: str, globs: Sequence[str]) -> None:
     names = list(dict.fromkeys(axis.param for site in sites for axis in site.axes))
     for glob in globs:
-        if not any(_matches(name, glob) for name in names):
+        if not any(matches(name, glob) for name in names):
             close = nearest(glob.replace("*", ""), names) or f"name one of {', '.join(names[:3]) or 'no site'}"
             raise RecipeError(f"{glob!r} matches no parameter of a site", where=method, fix=close)
 
 
-def _matches(name: str, glob: str) -> bool:
+def matches(name: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name.removesuffix(".weight"), glob)
 
 
 def _reason_against(program: Program, site: Site, include: Sequence[str], exclude: Sequence[str]) -> str | None:
     names = [axis.param for axis in site.axes]
-    if include and not any(_matches(name, glob) for name in names for glob in include):
+    if include and not any(matches(name, glob) for name in names for glob in include):
         return "no line of 'include' matches it"
     for glob in exclude:
-        if any(_matches(name, glob) for name in names):
+        if any(matches(name, glob) for name in names):
             return f"'exclude' says so ({glob})"
     if any(axis.powers.index.shape[0] != 1 or bool((axis.powers.power.abs() > 1).any()) for axis in site.columns):
         return "a channel follows several factors, or the square of one"

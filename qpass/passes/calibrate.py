@@ -7,6 +7,7 @@ A method says what to do; what claims to be exact is checked on the graph, and r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, fx
 
 from qpass.errors import InputError, RecipeError
 from qpass.graph.program import Change, Program, copy_graph
+from qpass.learn.learner import Learner
 from qpass.methods import Method, Solution
 from qpass.methods.method import Data
+from qpass.methods.together import Together
 from qpass.numerics.codec import row_scales
 from qpass.numerics.low_rank import DOWN, UP
 from qpass.observe.run import observe
@@ -26,6 +29,7 @@ from qpass.sites.edits import check_finite
 from qpass.sites.verify import Applied, verified
 
 PARTS = ("codes", "scale", "zero", "outer")
+_MOST = 4096  # batches of an iterator
 BY = "calibrate"
 """In the log: the lines with one summary for each method."""
 
@@ -54,7 +58,7 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
     check_data(recipe, calibration, static=any(_static(program)))
     data = _Batches(calibration) if calibration is not None else None
     corrected: dict[str, str] = {}
-    for method in recipe.methods:
+    for method in _joined(recipe):
         analysis = analyse(program)
         _check_finite(program, analysis)
         solution = method.solve(program, analysis, data)
@@ -70,11 +74,30 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
     return replace(_with_static(program, data), stage="SOLVED")
 
 
+def _joined(recipe: Recipe) -> list[Method]:
+    """The methods, those that learn from blocks and stand side by side as one."""
+    found: list[Method] = []
+    for method in recipe.methods:
+        if not isinstance(method, Learner):
+            found.append(method)
+        elif found and isinstance(found[-1], Together):
+            found[-1] = replace(found[-1], methods=(*found[-1].methods, method))
+        else:
+            found.append(Together((method,), recipe.learning))
+    return found
+
+
 class _Batches:
     """The user's batches from the first one on, each time; an iterator is held as a list."""
 
     def __init__(self, calibration: Iterable[Any]) -> None:
-        self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        self.batches = calibration
+        if isinstance(calibration, Iterator):
+            self.batches = list(itertools.islice(calibration, _MOST))
+            if next(calibration, None) is not None:
+                what = f"the iterator gives more than {_MOST} batches, perhaps without end"
+                fix = "pass a list, or itertools.islice(iterator, 128)"
+                raise InputError(what, where="calibration", fix=fix)
 
     def __call__(self) -> Iterable[Any]:
         return self.batches
@@ -213,8 +236,8 @@ def _summary(method: Method, analysis: Analysis, solution: Solution, applied: Ap
 def method_lines(program: Program, recipe: Recipe) -> tuple[str, ...]:
     """For a plan: one line a method, then its totals, and one for each thing it left out or was refused."""
     lines = [f"{change.where}: {change.what}" for change in program.log if change.by == BY]
-    names = {method.name for method in recipe.methods}
-    reasons = ("skipped", "refused", "dropped", "in all")
+    names = {method.name for method in (*recipe.methods, *_joined(recipe))}
+    reasons = ("skipped", "refused", "dropped", "in all", "rolled back", "loss", "the first")
     lines += [f"{change.by}: {change.where}: {change.what}" for change in program.log
               if change.by in names and change.what.startswith(reasons)]  # fmt: skip
     return tuple(lines)

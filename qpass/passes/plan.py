@@ -18,6 +18,7 @@ from qpass.lowering import Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.recipe import Line, Recipe
+from qpass.sites.roles import roles
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
         RecipeError: a line that matches nothing; groups wider than a weight (all offenders are listed).
     """
     graph, _ = copy_graph(program.graph)
-    linears = [node for node in graph.nodes if node.target is aten.linear.default]
+    linears = _marked(replace(program, graph=graph), recipe)
     _check_lines(recipe, linears)
     _check_groups(recipe, linears)
     for node in linears:
@@ -71,8 +72,23 @@ def names(node: fx.Node) -> list[str]:
     return list(dict.fromkeys(found)) or [str(node.meta["name"])]
 
 
+def _marked(program: Program, recipe: Recipe) -> list[fx.Node]:
+    """The linears, with their roles where a line asks for one. The graph's own ``meta`` is written."""
+    linears = list(program.nodes(aten.linear.default))
+    if any(line.glob.startswith("@") for line in recipe.lines):
+        found = roles(program)
+        for node in linears:
+            node.meta["role"] = found.get(node.meta["name"], "")
+    return linears
+
+
+def _called(node: fx.Node) -> list[str]:
+    """What a line may match: names, and the role."""
+    return [*names(node), node.meta["role"]] if node.meta.get("role") else names(node)
+
+
 def _line(node: fx.Node, recipe: Recipe) -> Line | None:
-    return next((line for line in recipe.lines if line.matches(names(node))), None)
+    return next((line for line in recipe.lines if line.matches(_called(node))), None)
 
 
 def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
@@ -88,10 +104,10 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if weight.op != "get_attr":
         return replace(choice, reason=f"its weight is computed by {op_name(weight.target)}, not a parameter")
     others = sorted({op_name(user.target) for user in weight.users if user.target is not aten.linear.default})
-    if others and line.glob == "*":
+    if others and line.wide:
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
         return replace(choice, reason=reason)
-    if line.glob == "*" and _chooses(node):
+    if line.wide and _chooses(node):
         return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
     scheme = line.scheme
     for method in recipe.methods:
@@ -152,13 +168,13 @@ def _notes(choice: Choice) -> list[str]:
 
 def unreached(program: Program, recipe: Recipe) -> dict[Line, str]:
     """The lines of a recipe that no linear of a NORMAL program takes, and why."""
-    linears = list(program.nodes(aten.linear.default))
+    linears = _marked(replace(program, graph=copy_graph(program.graph)[0]), recipe)
     used = {line for node in linears if (line := _line(node, recipe))}
     return {line: _why_idle(line, linears) for line in recipe.lines if line not in used}
 
 
 def _why_idle(line: Line, linears: list[fx.Node]) -> str:
-    if any(line.matches(names(node)) for node in linears):
+    if any(line.matches(_called(node)) for node in linears):
         return "lines above it match all it matches"
     return "it matches no linear" if linears else "the graph has no linear"
 
@@ -169,7 +185,7 @@ def _check_lines(recipe: Recipe, linears: list[fx.Node]) -> None:
     for line in recipe.lines:
         if line in used:
             continue
-        if any(line.matches(names(node)) for node in linears):
+        if any(line.matches(_called(node)) for node in linears):
             raise RecipeError(f"the line {line.glob!r} is never reached: lines above it match all it matches",
                               where=f"recipe {recipe.name}", fix="move it up or remove it")
         if not linears:

@@ -21,8 +21,9 @@ ROWS = (
     ("graph",),
     ("capture",),
     ("patterns", "fusions", "sites", "observe"),
+    ("learn",),
     ("methods",),
-    ("recipe", "stages"),
+    ("recipe", "presets", "stages"),
     ("passes",),
     ("pipeline",),
 )

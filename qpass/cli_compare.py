@@ -88,25 +88,26 @@ def plot_activations(args: argparse.Namespace) -> None:
     """Run the model on the text and write the figure."""
     check_matplotlib()
     with output_folder(args.out, force=True) as folder:
-        ids = load_ids(args.model, args.text, most=args.tokens)
+        ids = _ids(args, 1)
         model = load_model(args.model, dtype=args.dtype)
         with count_bar("step", 2) as begin:
             begin("capture: torch.export")
             captured = pipeline.capture(model)
             begin(f"run on {len(ids)} tokens")
             longest = captured.call.ranges.get("seq", (1, None))[1]
-            seen = activations(captured, _pieces(ids, min(LENGTH, longest or LENGTH)), args.model)
+            seen = activations(captured, ids[None].split(min(LENGTH, longest or LENGTH), dim=1), args.model)
         save_activations(seen, folder)
     for block, left in seen.left_out.items():
         print(f"{block or 'the model'}: {left} more inputs are not shown")
     print(f"wrote {args.out}: activations.png, activations.json ({len(seen.panels)} inputs of linears)")
 
 
-def _pieces(ids: torch.Tensor, length: int) -> list[torch.Tensor]:
-    """[1, length] each; the last one may be short."""
-    if not len(ids):
-        raise InputError("the text is empty", where="--text", fix="pass a longer text")
-    return list(ids[None].split(length, dim=1))
+def _ids(args: argparse.Namespace, least: int) -> torch.Tensor:
+    ids = load_ids(args.model, args.text, most=args.tokens)
+    if len(ids) < least:
+        raise InputError(f"{len(ids)} tokens of text, and it takes {least}", where=args.text or "--tokens",
+                         fix="pass a longer text, or more tokens")  # fmt: skip
+    return ids
 
 
 def plot_grids(args: argparse.Namespace) -> None:
@@ -130,11 +131,11 @@ def compare_formats_(args: argparse.Namespace) -> None:
     for name in recipes:  # a misspelled one is found before the model is loaded
         check_data(Recipe.parse(name), [] if data else None)
     with output_folder(args.out, force=True) as folder:
-        ids = load_ids(args.model, args.text, most=args.tokens)
+        ids = _ids(args, 2)
         batches = None
-        model = load_model(args.model, dtype=args.dtype)
         if data:
             batches = load_calibration(args.model, args.calibration, sequences=SEQUENCES, length=LENGTH)
+        model = load_model(args.model, dtype=args.dtype)
         with count_bar("scheme", len(recipes) + 1) as begin:
             found = compare_formats(model, recipes, ids, args.model, calibration=batches, begin=begin,
                                     weights_only=args.weights_only)  # fmt: skip

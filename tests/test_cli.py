@@ -28,7 +28,7 @@ from qpass.sites.site import Site
 from tests.sites import written
 
 GOLDEN = Path(__file__).parent / "golden" / "list.txt"
-COMMANDS = ("demo", "plan", "compile", "show", "diff", "sites", "list")
+COMMANDS = ("demo", "plan", "compile", "show", "diff", "sites", "plot", "compare-formats", "list")
 FAST = ["--target", "reference"]
 
 
@@ -125,7 +125,7 @@ def test_calibration_text(tmp_path: Path) -> None:
     assert [tuple(piece.shape) for piece in pieces] == [(1, 16)] * 3 and pieces[0].dtype is torch.int64
     with pytest.raises(InputError, match="one sequence takes 4096"):
         load_calibration("demo", str(text), sequences=3, length=4096)
-    with pytest.raises(InputError, match="cannot read the calibration text: No such file"):
+    with pytest.raises(InputError, match="cannot read the text: No such file"):
         load_calibration("demo", str(tmp_path / "none.txt"), sequences=3, length=16)
 
 

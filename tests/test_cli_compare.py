@@ -95,7 +95,8 @@ ERRORS = {
     "tokens": (["plot", "activations", "demo", "--tokens", "0"], 2,
                "argument --tokens: invalid count of 1 or more value: '0'. Fix: see qpass plot activations --help."),
     "folder": (["plot", "grids", "-o", f"{__file__}/out"], 5,
-               f"cannot write: Not a directory (at {__file__}/out). Fix: choose a folder that you may write to, on a disk with space."),
+               f"cannot write: Not a directory (at {__file__}/out). Fix: choose a folder that you may "
+               "write to, on a disk with space."),
     "format": (["compare-formats", "demo", "--formats", "w8a8-int8", "w4a8-fb"], 2,
                "unknown scheme 'w4a8-fb'. Fix: use 'w4a8-fp'."),
     "no format": (["compare-formats", "demo", "--formats", ","], 2,

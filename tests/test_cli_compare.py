@@ -1,5 +1,4 @@
 """The commands ``plot`` and ``compare-formats``: what they print and write, and how they fail."""
-# ruff: noqa: E501  (messages are quoted whole)
 
 from __future__ import annotations
 
@@ -82,26 +81,28 @@ def test_compare_formats_of_an_encoder(encoder: str, tmp_path: Path, capsys: pyt
     assert "1 - cosine similarity" in (tmp_path / "compare-formats.md").read_text()
 
 
-DATA = ("pass calibration=[batch, ...] to qpass.compile, each batch what the model is called with, or --calibration FILE "
-        "on the command line")  # fmt: skip
+DATA = ("pass calibration=[batch, ...] to qpass.compile, each batch what the model is called with, or --calibration "
+        "FILE on the command line")  # fmt: skip
 ERRORS = {
     "no plot": (["plot"], 2, "the following arguments are required: PLOT. Fix: see qpass plot --help."),
     "plot": (["plot", "grid"], 2, "argument PLOT: unknown 'grid'. Fix: use 'grids'."),
-    "model": (["plot", "activations", "./nowhere"], 2, f"there is no such model folder (at ./nowhere). Fix: {NO_MODEL}."),
+    "model": (["plot", "activations", "./nowhere"], 2,
+              f"there is no such model folder (at ./nowhere). Fix: {NO_MODEL}."),
     "text": (["plot", "activations", "demo", "--text", "no.txt"], 2,
              "cannot read the text: No such file or directory (at no.txt). Fix: pass a text file."),
     "empty text": (["plot", "activations", "demo", "--text", "/dev/null"], 2,
                    "0 tokens of text, and it takes 1 (at /dev/null). Fix: pass a longer text, or more tokens."),
-    "tokens": (["plot", "activations", "demo", "--tokens", "0"], 2, "argument --tokens: invalid count of 1 or more value: "
-               "'0'. Fix: see qpass plot activations --help."),
-    "folder": (["plot", "grids", "-o", f"{__file__}/out"], 5, f"cannot write: Not a directory (at {__file__}/out). Fix: "
-               "choose a folder that you may write to, on a disk with space."),
+    "tokens": (["plot", "activations", "demo", "--tokens", "0"], 2,
+               "argument --tokens: invalid count of 1 or more value: '0'. Fix: see qpass plot activations --help."),
+    "folder": (["plot", "grids", "-o", f"{__file__}/out"], 5,
+               f"cannot write: Not a directory (at {__file__}/out). Fix: choose a folder that you may "
+               "write to, on a disk with space."),
     "format": (["compare-formats", "demo", "--formats", "w8a8-int8", "w4a8-fb"], 2,
                "unknown scheme 'w4a8-fb'. Fix: use 'w4a8-fp'."),
     "no format": (["compare-formats", "demo", "--formats", ","], 2,
                   "there is no format to compare (at --formats). Fix: name at least one, or leave it out."),
-    "no data": (["compare-formats", "demo", "--formats", "gptq+w4a8-fp"], 2, "the method gptq looks at data, and there is "
-                f"none (at calibration). Fix: {DATA}."),
+    "no data": (["compare-formats", "demo", "--formats", "gptq+w4a8-fp"], 2,
+                f"the method gptq looks at data, and there is none (at calibration). Fix: {DATA}."),
     "no model": (["compare-formats", "--formats", "w8a8-int8"], 2,
                  "the following arguments are required: MODEL. Fix: see qpass compare-formats --help."),
     "calibration": (["compare-formats", "demo", "--calibration", "no.txt"], 2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_histogram_counts_exactly(most: int, dtype: torch.dtype) -> None:
     edges, counts = seen(parts).histogram(most)
     assert len(counts) <= most and len(edges) == len(counts) + 1
     assert edges[0] <= float(x.min()) and edges[-1] > float(x.max())
-    want = [int(((x >= low) & (x < high)).sum()) for low, high in itertools.pairwise(edges)]
+    want = [int(((x >= low) & (x < high)).sum()) for low, high in pairwise(edges)]
     assert counts == want and sum(counts) == x.numel()
 
 

@@ -84,7 +84,7 @@ def main() -> None:
     def copy() -> float:
         return seconds(lambda: target.copy_(values), repeats)
 
-    facts = ", ".join(f"{name} {value}" for name, value in sorted(describe_machine(1).items()))
+    facts = ", ".join(f"{name} {value}" for name, value in sorted(describe_machine(1).items()) if name != "clock")
     lines = [HEAD.format(rows=ROWS, width=WIDTH, repeats=repeats, machine=facts)]
     lines += ["## Weights\n", "| format | choose scales | encode | decode |", "|---|---|---|---|"]
     lines += [f"| `{text}` | {one:.1f} | {two:.1f} | {three:.1f} |"

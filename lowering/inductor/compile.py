@@ -15,6 +15,7 @@ from torch._inductor import standalone_compile
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Program, materialise
 from qpass.lowering.inductor.loop_split import guarded
+from qpass.lowering.memory import Trimmer, release
 
 
 class Compiled(torch.nn.Module):
@@ -23,9 +24,12 @@ class Compiled(torch.nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         # Compiled before the weights are computed: the peak is then one of the two, not their sum.
+        release()
         self._artifact = _compile(program)
         self._attributes: list[str] = []
-        for name, tensor in materialise(program).items():
+        release()
+        trimmer = Trimmer()
+        for name, tensor in materialise(program, lambda name: trimmer.add(program.like(name).nbytes)).items():
             attribute = name.replace(".", "__")
             self.register_buffer(attribute, tensor)
             self._attributes.append(attribute)

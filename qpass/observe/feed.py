@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass.errors import InputError, QPassError
+from qpass.errors import InputError
 from qpass.graph.program import Program
-from qpass.observe.run import flat_inputs, in_batch, no_batch
+from qpass.observe.run import numbered
 
 
 def feed(program: Program, batches: Iterable[Any], most: int) -> tuple[list[Sequence[Any]], bool]:
@@ -20,15 +20,8 @@ def feed(program: Program, batches: Iterable[Any], most: int) -> tuple[list[Sequ
     Raises:
         InputError: no batch, or one that does not fit, with its number from 0.
     """
-    found: list[Sequence[Any]] = []
     iterator: Iterator[Any] = iter(batches)
-    for number, batch in enumerate(islice(iterator, most)):
-        try:
-            found.append(flat_inputs(program, batch))
-        except QPassError as error:
-            raise in_batch(error, number) from error
-    if not found:
-        raise no_batch()
+    found = list(numbered(program, islice(iterator, most)))
     return found, next(iterator, None) is not None
 
 

@@ -54,16 +54,13 @@ def gather(
         if name not in names:
             raise InputError("the program has no such value", where=f"%{name}", fix="print the program")
     params: dict[str, Tensor] = {}
-    done = 0
-    for done, batch in enumerate(batches, 1):
+    for number, flat in enumerate(numbered(program, batches)):
         try:
-            _one(program, flat_inputs(program, batch), found, params)
+            _one(program, flat, found, params)
         except QPassError as error:
-            raise in_batch(error, done - 1) from error
+            raise in_batch(error, number) from error
         if progress:
-            progress(done)
-    if not done:
-        raise no_batch()
+            progress(number + 1)
     return found
 
 
@@ -71,6 +68,19 @@ def in_batch(error: QPassError, number: int) -> QPassError:
     """The error of one batch, with its number from 0."""
     where = f"calibration batch {number}" + (f", {error.where}" if error.where else "")
     return type(error)(error.what, where=where, fix=error.fix)
+
+
+def numbered(program: Program, batches: Iterable[Any]) -> Iterator[Sequence[Any]]:
+    """The flat inputs of each batch. InputError, with its number from 0, for one that does not fit, and for none."""
+    number = -1
+    for number, batch in enumerate(batches):
+        try:
+            flat = flat_inputs(program, batch)
+        except QPassError as error:
+            raise in_batch(error, number) from error
+        yield flat
+    if number < 0:
+        raise no_batch()
 
 
 def no_batch() -> InputError:

@@ -30,7 +30,7 @@ from qpass.graph.program import Program
 from qpass.numerics import codec
 from qpass.numerics.hessian import Inputs
 from qpass.observe.moments import StreamMoments
-from qpass.observe.run import flat_inputs, in_batch, no_batch
+from qpass.observe.run import in_batch, numbered
 
 Key = tuple[fx.Node, Format | None]
 """A value, and the format it is read in."""
@@ -84,7 +84,7 @@ def walk(
     route = _Route(program, quantize_inputs)
     if not route.stops:
         return
-    state = _State(program, route, _all_inputs(program, batches), dtype, asymmetric)
+    state = _State(program, route, list(numbered(program, batches)), dtype, asymmetric)
     done = 0
     for nodes, key in route.stops:
         state.advance(nodes)
@@ -93,18 +93,6 @@ def walk(
             done += 1
             if progress:
                 progress(done, len(route.format_of))
-
-
-def _all_inputs(program: Program, batches: Iterable[Any]) -> list[Sequence[Any]]:
-    found = []
-    for number, batch in enumerate(batches):
-        try:
-            found.append(flat_inputs(program, batch))
-        except QPassError as error:
-            raise in_batch(error, number) from error
-    if not found:
-        raise no_batch()
-    return found
 
 
 class _Route:

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from qpass import pipeline
 from qpass.errors import InputError
 from qpass.formats import nearest
-from qpass.loading import DTYPES
+from qpass.loading import DTYPES, load_calibration
+from qpass.overrides import overridden
+from qpass.recipe import Recipe
 
 MODEL_HELP = "a folder with config.json and *.safetensors, a Hugging Face hub name, or the word 'demo'"
 RECIPE_HELP = "a scheme such as w8a8-int8, smoothquant-w8a8 (see 'list'), or a .yaml or .json file"
@@ -44,14 +46,43 @@ def command(commands: Any, name: str, run: Any, text: str, example: str, *, mode
         made.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
         model_options(made)
         data_option(made)
+        recipe_options(made)
     return made
 
 
 def data_option(command: Any) -> None:
-    """``--calibration``."""
+    """``--calibration``, ``--sequences`` and ``--length``."""
     command.add_argument("--calibration", metavar="FILE",
-                         help=f"text for methods that look at data; its first {SEQUENCES} pieces of {LENGTH} tokens "
-                              "are used")  # fmt: skip
+                         help="text for methods that look at data; its first pieces are used")  # fmt: skip
+    command.add_argument("--sequences", metavar="N", type=count, default=SEQUENCES,
+                         help="pieces of it (default: %(default)s)")  # fmt: skip
+    command.add_argument("--length", metavar="N", type=count, default=LENGTH,
+                         help="tokens of a piece (default: %(default)s)")  # fmt: skip
+
+
+def recipe_options(command: Any) -> None:
+    """``--set`` and ``--checkpoints``."""
+    command.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[],
+                         help="another value of a field of the recipe: learning.steps=64, lwc.rate=0.05, "
+                              "linears.lm_head=keep; may be repeated")  # fmt: skip
+    command.add_argument(
+        "--checkpoints",
+        metavar="DIR",
+        help="of methods that learn, a file a block; a run that was stopped goes on behind the last",
+    )
+
+
+def recipe_of(args: argparse.Namespace, text: str) -> Recipe:
+    """The recipe that the arguments ask for. Raises RecipeError."""
+    folder = [f"learning.folder={args.checkpoints}"] if args.checkpoints else []
+    return overridden(Recipe.parse(text), [*args.set, *folder])
+
+
+def calibration_of(args: argparse.Namespace, model: str) -> list[Any] | None:
+    """The batches that the arguments ask for, or None. Raises InputError."""
+    if args.calibration is None:
+        return None
+    return list(load_calibration(model, args.calibration, sequences=args.sequences, length=args.length))
 
 
 def model_options(command: Any) -> None:

@@ -11,16 +11,17 @@ from typing import Any
 
 from qpass import __version__, cli_compare, pipeline
 from qpass.arguments import (
-    LENGTH,
     MODEL_HELP,
     RECIPE_HELP,
-    SEQUENCES,
     Parser,
     Raw,
+    calibration_of,
     command,
     count,
     data_option,
     model_options,
+    recipe_of,
+    recipe_options,
 )
 from qpass.console import Steps
 from qpass.debug.report import write_report
@@ -32,9 +33,8 @@ from qpass.graph.diff import diff
 from qpass.graph.program import Program
 from qpass.graph.show import as_python, show
 from qpass.listing import listing
-from qpass.loading import DTYPES, load_calibration, load_model, load_tokenizer
+from qpass.loading import DTYPES, load_model, load_tokenizer
 from qpass.passes.calibrate import check_data
-from qpass.recipe import Recipe
 from qpass.stages import STAGES
 
 _EXITS = "exit codes: 0 done, 2 wrong use or recipe, 3 model not supported, 4 NaN or Inf, 5 cannot write, 130 Ctrl-C"
@@ -47,8 +47,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"qpass {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
     _demo(command(commands, "demo", demo, "compress the small real model that qpass ships, and measure it", "demo"))
-    command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
-             "plan demo w8a8-int8", model=True)  # fmt: skip
+    full = command(commands, "plan", plan, "say what a recipe would do to each linear, without doing it",
+                   "plan demo w8a8-int8", model=True)  # fmt: skip
+    full.add_argument("--full", action="store_true", help="with --calibration, every line of what the methods did")
     _compile(command(commands, "compile", compile_, "compile a model; write a report, every stage, and the weights",
                       "compile demo w8a8-int8 -o out --prompt 'The city of Paris is'", model=True))  # fmt: skip
     _show(command(commands, "show", show_, "print the program at one stage", "show demo w8a8-int8 --stage RAISED",
@@ -79,6 +80,8 @@ def _compile(command: Any) -> None:
 Writes to DIR: report.html, report.md, report.json, plan.txt, stages/NN-STAGE.txt and .diff, recipe.json, and
 model.safetensors with the packed weights. The compiled model cannot be loaded back from DIR yet: to run it again,
 compile the float model again, or call qpass.compile(model, recipe) in Python."""
+    command.epilog += ("\n         python -m qpass compile demo omniquant-w4a4 --calibration train.txt --set "
+                       "learning.epochs=2 \\\n             --checkpoints run -o out")  # fmt: skip
     command.add_argument("-o", "--out", metavar="DIR", required=True, help="output folder, new or empty")
     command.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     command.add_argument("--prompt", metavar="TEXT", help="also let the compiled model continue this text")
@@ -93,8 +96,11 @@ def _show(command: Any) -> None:
 
 def _sites(command: Any) -> None:
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("--smooth", action="store_true",
-                         help="also places that cost a vector at run time: x * h(x / s), FSBR's gated activation")
+    command.add_argument(
+        "--smooth",
+        action="store_true",
+        help="also places that cost a vector at run time: x * h(x / s), FSBR's gated activation",
+    )
     command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
 
 
@@ -104,6 +110,7 @@ def _diff(command: Any) -> None:
                          help="MODEL RECIPE STAGE_A STAGE_B, or two texts that 'show' or 'compile' wrote")  # fmt: skip
     model_options(command)
     data_option(command)
+    recipe_options(command)
 
 
 # ------------------------------------------------------------------------------------------------------ the commands
@@ -111,7 +118,9 @@ def _diff(command: Any) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print the plan."""
-    print(_trace(args, args.model, args.recipe, "PLANNED" if args.calibration is None else "SOLVED").plan)
+    found = _trace(args, args.model, args.recipe, "PLANNED" if args.calibration is None else "SOLVED").plan
+    assert found is not None
+    print(found.text(full=args.full))
 
 
 def show_(args: argparse.Namespace) -> None:
@@ -147,8 +156,8 @@ def list_(args: argparse.Namespace) -> None:
 
 def compile_(args: argparse.Namespace) -> None:
     """Compile and write."""
-    recipe = Recipe.parse(args.recipe)
-    data = _calibration(args, args.model)
+    recipe = recipe_of(args, args.recipe)
+    data = calibration_of(args, args.model)
     check_data(recipe, data)
     with output_folder(args.out, force=args.force) as folder:
         tokenizer = load_tokenizer(args.model) if args.prompt is not None else None
@@ -181,18 +190,12 @@ def _weights(program: Program, compiled: Any) -> dict[str, Any]:
 
 
 def _trace(args: argparse.Namespace, model: str, recipe: str, until: str) -> pipeline.Trace:
-    parsed, data = Recipe.parse(recipe), _calibration(args, model)
+    parsed, data = recipe_of(args, recipe), calibration_of(args, model)
     if STAGES.index(until) >= STAGES.index("SOLVED"):
         check_data(parsed, data)
     loaded = load_model(model, dtype=args.dtype)
     with Steps(STAGES[: STAGES.index(until) + 1]) as steps:
         return pipeline.trace(loaded, parsed, target=args.target, until=until, calibration=data, progress=steps)
-
-
-def _calibration(args: argparse.Namespace, model: str) -> list[Any] | None:
-    if args.calibration is None:
-        return None
-    return list(load_calibration(model, args.calibration, sequences=SEQUENCES, length=LENGTH))
 
 
 def _stage(name: str) -> str:

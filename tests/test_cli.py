@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qpass import cli, pipeline
+from qpass import arguments, cli, pipeline
 from qpass.__main__ import main
 from qpass.errors import InputError, OutputError
 from qpass.files import output_folder, write_tensors, write_text
@@ -99,7 +99,7 @@ def test_a_method_with_data(
 ) -> None:
     monkeypatch.setattr("qpass.passes.calibrate.analyse", _one_site)
     batches = [torch.arange(8)[None], torch.arange(20, 30)[None]]
-    monkeypatch.setattr(cli, "load_calibration", lambda name, path, **sizes: batches)
+    monkeypatch.setattr(arguments, "load_calibration", lambda name, path, **sizes: batches)
     assert main(["plan", model, "smoothquant-w8a8", *FAST, "--calibration", "text.txt"]) == 0
     assert "\nmethod smoothquant: 1 exact edits on 1 sites\n" in capsys.readouterr().out
     out = str(tmp_path / "out")

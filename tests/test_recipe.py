@@ -5,7 +5,9 @@ import json
 import pytest
 
 from qpass.errors import RecipeError
-from qpass.recipe import Recipe
+from qpass.formats import Scheme
+from qpass.overrides import overridden
+from qpass.recipe import Line, Recipe
 
 DATA = {"linears": {"lm_head": "keep", "*.down_proj": "w8a16", "*": "w4a16-g128"}}
 
@@ -119,3 +121,39 @@ def test_hostile_yaml_is_refused(tmp_path):
     code.write_text("linears: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(RecipeError, match="not valid YAML"):
         Recipe.parse(code)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "found"),
+    [
+        ("learning.steps=64", lambda made: made.learning.steps == 64),
+        ("learning.inputs=teacher", lambda made: made.learning.inputs == "teacher"),
+        ("lwc.rate=5e-2", lambda made: made.methods[0].rate == 0.05),
+        ("let.kinds=[linear-norm]", lambda made: made.methods[1].kinds == ("linear-norm",)),
+        ("linears.lm_head=keep", lambda made: made.lines[0] == Line("lm_head", None)),
+        ("linears.*=w6a6", lambda made: [str(line.scheme) for line in made.lines] == [str(Scheme.parse("w6a6"))]),
+    ],
+)
+def test_overrides(assignment, found):
+    before = Recipe.parse("omniquant-w4a4")
+    after = overridden(before, [assignment])
+    assert found(after) and not found(before)
+    assert after.learning.same_input and after.name == before.name
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learning.step=64", "unknown field 'step'"),
+        ("learning.steps=soon", "steps is 'soon'"),
+        ("fsbr.rate=1", "has no 'fsbr'"),
+        ("lwc.rte=1", "rte"),
+        ("learning", "'learning' sets nothing"),
+        ("learning.steps=[1", "is no value"),
+        ("linears.*=w4a", "unknown scheme"),
+    ],
+)
+def test_overrides_that_are_wrong(assignment, message):
+    with pytest.raises(RecipeError) as error:
+        overridden(Recipe.parse("omniquant-w4a4"), [assignment])
+    assert message in str(error.value) and "Fix: " in str(error.value)

@@ -17,6 +17,7 @@ from qpass.graph.values import op_name, scopes
 from qpass.lowering import Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
+from qpass.passes.brief import brief
 from qpass.recipe import Line, Recipe
 from qpass.sites.roles import roles
 
@@ -236,12 +237,16 @@ class Plan:
     ops: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, full: bool = False) -> str:
+        """The table and what the methods did: where one did the same in many places, in a line, unless ``full``."""
         lines = [f"plan: recipe {self.recipe} on target {self.target}"]
         rows = [(name, _shape(choice), str(choice.scheme or "keep"),
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
         lines += table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
         lines += self._branches()
-        lines += [f"method {text}" for text in self.methods]
+        lines += [f"method {text}" for text in (self.methods if full else brief(self.methods))]
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]

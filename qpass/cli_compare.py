@@ -10,12 +10,27 @@ import torch
 import transformers
 
 from qpass import pipeline
-from qpass.arguments import LENGTH, MODEL_HELP, SEQUENCES, Parser, Raw, command, count, data_option
+from qpass.arguments import (
+    LENGTH,
+    MODEL_HELP,
+    RECIPE_HELP,
+    SEQUENCES,
+    Parser,
+    Raw,
+    calibration_of,
+    command,
+    count,
+    data_option,
+    recipe_of,
+    recipe_options,
+)
 from qpass.console import count_bar
 from qpass.debug.compare_formats import compare_formats, default_recipes
 from qpass.debug.figure import check_matplotlib
 from qpass.debug.format_page import save, text
+from qpass.debug.plot_blocks import learned, save_blocks
 from qpass.debug.plot_grids import save_grids
+from qpass.debug.plot_ranges import ranges, save_ranges
 from qpass.debug.plots import activations, save_activations
 from qpass.errors import InputError
 from qpass.files import output_folder
@@ -30,7 +45,7 @@ _TOKENS = SEQUENCES * LENGTH
 
 def add(commands: Any) -> None:
     """Add both to the command line."""
-    plot = command(commands, "plot", _no_plot, "draw what a model's linears read, or what grids do to an outlier",
+    plot = command(commands, "plot", _no_plot, "draw what linears read, and what a recipe's methods made of it",
                    "plot activations demo -o plots")  # fmt: skip
     kinds = plot.add_subparsers(metavar="PLOT", required=True, dest="plot", parser_class=Parser)
     one = _plot(kinds, "activations", plot_activations, "the distribution of what each linear reads: first, middle and "
@@ -40,6 +55,17 @@ def add(commands: Any) -> None:
     one.add_argument("--tokens", metavar="N", type=count, default=_TOKENS, help="of the text (default: %(default)s)")
     one.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as saved)")
     _plot(kinds, "grids", plot_grids, "what INT8, E4M3 and E5M2 do to a vector with an outlier", "plot grids -o plots")
+    blocks = _plot(kinds, "blocks", plot_blocks, "the loss of each block before and after learning, of a run with "
+                   "--checkpoints", "plot blocks run -o plots")  # fmt: skip
+    blocks.add_argument("run_folder", metavar="RUN", help="the folder of the run's checkpoints")
+    many = _plot(kinds, "ranges", plot_ranges, "the ranges of what a block reads, before and after a recipe's methods",
+                 "plot ranges demo smoothquant-w8a8 --calibration train.txt -o plots")  # fmt: skip
+    many.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    many.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    many.add_argument("--block", metavar="NAME", help="such as model.layers.3 (default: the middle one)")
+    data_option(many)
+    recipe_options(many)
+    many.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as saved)")
     _compare(command(commands, "compare-formats", compare_formats_,
                      "measure many schemes on one model: INT8 or FP8, INT4 or FP4, and what each costs",
                      "compare-formats demo --tokens 2048"))  # fmt: skip
@@ -61,12 +87,17 @@ def _compare(made: Any) -> None:
     made.description += f"""
 
 A causal language model is measured by its perplexity, any other by the cosine similarity of its outputs to the float
-model's. Without --formats: {', '.join(default_recipes(data=False))};
-with --calibration also {', '.join(default_recipes(data=True)[len(default_recipes(data=False)):])}.
+model's. Without --formats: {", ".join(default_recipes(data=False))};
+with --calibration also {", ".join(default_recipes(data=True)[len(default_recipes(data=False)) :])}.
 Writes compare-formats.md, .json and .png to DIR. A scheme that cannot run on the model is a row with its reason."""
     made.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    made.add_argument("--formats", metavar="RECIPE", nargs="+", default=None,
-                      help="schemes, with methods as in gptq+w4a8-fp+lorc, or recipe files; a comma also parts them")
+    made.add_argument(
+        "--formats",
+        metavar="RECIPE",
+        nargs="+",
+        default=None,
+        help="schemes, with methods as in gptq+w4a8-fp+lorc, or recipe files; a comma also parts them",
+    )
     made.add_argument("--weights-only", action="store_true", help="leave inputs in float, whatever a scheme says")
     made.add_argument("--tokens", metavar="N", type=count, default=_TOKENS,
                       help="of text to measure on (default: %(default)s)")  # fmt: skip
@@ -120,6 +151,38 @@ def plot_grids(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: grids.png, grids.json")
 
 
+def plot_blocks(args: argparse.Namespace) -> None:
+    """Read the checkpoints and write the figure."""
+    check_matplotlib()
+    found = learned(Path(args.run_folder))
+    with output_folder(args.out, force=True) as folder:
+        save_blocks(found, folder, Path(args.run_folder).resolve().name)
+    for one in found:
+        what = "loss {rtn:.4g} -> {best:.4g}".format(**one.losses) if one.kept else f"rolled back: {one.why}"
+        print(f"{one.block}: {what}")
+    print(f"wrote {args.out}: blocks.png, blocks.json")
+
+
+def plot_ranges(args: argparse.Namespace) -> None:
+    """Run the methods, then the model before and after them, and write the figure."""
+    check_matplotlib()
+    recipe, batches = recipe_of(args, args.recipe), calibration_of(args, args.model)
+    if batches is None:
+        raise InputError("ranges are those on some text, and there is none", where="--calibration",
+                         fix="pass --calibration FILE")  # fmt: skip
+    with output_folder(args.out, force=True) as folder:
+        model = load_model(args.model, dtype=args.dtype)
+        with count_bar("step", 2) as begin:
+            begin("capture, and the methods of the recipe")
+            trace = pipeline.trace(model, recipe, target="reference", until="SOLVED", calibration=batches)
+            begin(f"run before and after on {len(batches)} pieces of text")
+            found = ranges(trace["PLANNED"], trace["SOLVED"], batches, args.block)
+        save_ranges(found, folder, f"{args.model}, {recipe}, {sum(batch.numel() for batch in batches):,} tokens")
+    for one in found:
+        print("{}: largest channel over the median {:.3g} -> {:.3g}".format(one.reading.label, *one.outliers))
+    print(f"wrote {args.out}: ranges.png, ranges.json ({one.reading.block or 'the whole model'})")
+
+
 def compare_formats_(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     check_matplotlib()
@@ -134,7 +197,7 @@ def compare_formats_(args: argparse.Namespace) -> None:
         ids = _ids(args, 2)
         batches = None
         if data:
-            batches = load_calibration(args.model, args.calibration, sequences=SEQUENCES, length=LENGTH)
+            batches = load_calibration(args.model, args.calibration, sequences=args.sequences, length=args.length)
         model = load_model(args.model, dtype=args.dtype)
         with count_bar("scheme", len(recipes) + 1) as begin:
             found = compare_formats(model, recipes, ids, args.model, calibration=batches, begin=begin,

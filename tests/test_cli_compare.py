@@ -26,7 +26,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.encoder(tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.mark.parametrize("words", [["plot"], ["plot", "activations"], ["plot", "grids"], ["compare-formats"]])
+PAGES = (["plot"], *(["plot", kind] for kind in ("activations", "grids", "blocks", "ranges")), ["compare-formats"])
+
+
+@pytest.mark.parametrize("words", PAGES)
 def test_help_ends_with_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == 0
     assert "\nexample: python -m qpass " + " ".join(words) in capsys.readouterr().out

@@ -86,12 +86,7 @@ class Checkpoints:
         """The record of a block, or None. Raises OutputError for a file that is not one."""
         if self.folder is None or not self._path(number).exists():
             return None
-        try:
-            with safe_open(self._path(number), "pt") as file:
-                facts = json.loads(file.metadata()["record"])
-                return Record(**facts, tensors={key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise OutputError(f"not a checkpoint: {error}", where=str(self._path(number)), fix="remove it") from error
+        return _read(self._path(number))
 
     def save(self, number: int, record: Record) -> None:
         """Write the record of a block."""
@@ -100,6 +95,20 @@ class Checkpoints:
         facts = {key: value for key, value in asdict(_plain(record)).items() if key != "tensors"}
         tensors = {key: tensor.cpu() for key, tensor in sorted(record.tensors.items())}
         write_tensors(self._path(number), tensors, {"record": json.dumps(facts, sort_keys=True)})
+
+
+def records(folder: Path) -> list[Record]:
+    """The finished blocks of any run, in order. Raises OutputError for a file that is none."""
+    return [_read(path) for path in sorted(folder.glob("block-*.safetensors"), key=lambda path: (len(path.name), path))]
+
+
+def _read(path: Path) -> Record:
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["record"])
+            return Record(**facts, tensors={key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"not a checkpoint: {error}", where=str(path), fix="remove it") from error
 
 
 def _plain(record: Record) -> Record:

@@ -30,7 +30,7 @@ from qpass.debug.figure import check_matplotlib
 from qpass.debug.format_page import save, text
 from qpass.debug.plot_blocks import learned, save_blocks
 from qpass.debug.plot_grids import save_grids
-from qpass.debug.plot_ranges import ranges, save_ranges
+from qpass.debug.plot_ranges import block_of, ranges, save_ranges
 from qpass.debug.plots import activations, save_activations
 from qpass.errors import InputError
 from qpass.files import output_folder
@@ -172,11 +172,15 @@ def plot_ranges(args: argparse.Namespace) -> None:
                          fix="pass --calibration FILE")  # fmt: skip
     with output_folder(args.out, force=True) as folder:
         model = load_model(args.model, dtype=args.dtype)
-        with count_bar("step", 2) as begin:
-            begin("capture, and the methods of the recipe")
-            trace = pipeline.trace(model, recipe, target="reference", until="SOLVED", calibration=batches)
+        with count_bar("step", 3) as begin:
+            begin("capture: torch.export")
+            target, captured = pipeline.load_target("reference"), pipeline.capture(model)
+            planned = pipeline.run(captured, recipe, target, until="PLANNED")["PLANNED"]
+            block = block_of(planned, args.block)  # before the methods run, which may take long
+            begin("the methods of the recipe")
+            solved = pipeline.run(captured, recipe, target, until="SOLVED", calibration=batches)["SOLVED"]
             begin(f"run before and after on {len(batches)} pieces of text")
-            found = ranges(trace["PLANNED"], trace["SOLVED"], batches, args.block)
+            found = ranges(planned, solved, batches, block)
         save_ranges(found, folder, f"{args.model}, {recipe}, {sum(batch.numel() for batch in batches):,} tokens")
     for one in found:
         print("{}: largest channel over the median {:.3g} -> {:.3g}".format(one.reading.label, *one.outliers))

@@ -84,6 +84,36 @@ def test_compare_formats_of_an_encoder(encoder: str, tmp_path: Path, capsys: pyt
     assert "1 - cosine similarity" in (tmp_path / "compare-formats.md").read_text()
 
 
+def test_plots_of_learning(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run with checkpoints, the figure of its blocks, and that of a block's ranges, which goes on from them."""
+    run, out, text = str(tmp_path / "run"), tmp_path / "plots", tmp_path / "train.txt"
+    text.write_text("All the world is a stage, and all the men and women merely players. " * 20)
+    learn = ["--calibration", str(text), "--sequences", "2", "--length", "16", "--set", "learning.steps=3",
+             "--set", "let.rate=0.02", "--checkpoints", run]  # fmt: skip
+    ranges = ["plot", "ranges", model, "omniquant-w4a4", *learn, "-o", str(out)]
+    assert main([*ranges, "--block", "model.layers.0"]) == 0
+    words = capsys.readouterr().out
+    assert "self_attn.{q,k,v}_proj: largest channel over the median " in words and "(model.layers.0)" in words
+    first = (out / "ranges.json").read_text()
+    inputs = json.loads(first)["inputs"]
+    assert len(inputs) == 4 and any(one["before"] != one["after"] for one in inputs)
+    stamps = {path.name: path.stat().st_mtime_ns for path in Path(run).iterdir()}
+    assert len(stamps) == 3
+    assert main([*ranges, "--block", "model.layers.0"]) == 0  # nothing is learned again
+    assert (out / "ranges.json").read_text() == first
+    assert {path.name: path.stat().st_mtime_ns for path in Path(run).iterdir()} == stamps
+    assert main(["plot", "blocks", run, "-o", str(out)]) == 0
+    blocks = json.loads((out / "blocks.json").read_text())["blocks"]
+    assert [one["block"] for one in blocks] == ["model.layers.0", "model.layers.1"]
+    assert all(set(one["losses"]) == {"rtn", "start", "best"} for one in blocks)
+    assert {path.name for path in out.glob("*.png")} == {"ranges.png", "blocks.png"}
+    capsys.readouterr()
+    assert main([*ranges, "--block", "model.layers.7"]) == 2
+    assert "there is no block 'model.layers.7'" in capsys.readouterr().err
+    assert main([*ranges, "--set", "learning.seed=1"]) == 2
+    assert "the folder holds another run; settings" in capsys.readouterr().err
+
+
 DATA = ("pass calibration=[batch, ...] to qpass.compile, each batch what the model is called with, or --calibration "
         "FILE on the command line")  # fmt: skip
 ERRORS = {
@@ -100,6 +130,13 @@ ERRORS = {
     "folder": (["plot", "grids", "-o", f"{__file__}/out"], 5,
                f"cannot write: Not a directory (at {__file__}/out). Fix: choose a folder that you may "
                "write to, on a disk with space."),
+    "run": (["plot", "blocks", "nowhere"], 2,
+            "there is no finished block of a run (at nowhere). Fix: pass the folder that --checkpoints or "
+            "learning.folder named."),
+    "no text": (["plot", "ranges", "demo", "omniquant-w4a4"], 2,
+                "ranges are those on some text, and there is none (at --calibration). Fix: pass --calibration FILE."),
+    "set": (["plot", "ranges", "demo", "omniquant-w4a4", "--set", "learning.step=3"], 2,
+            "unknown field 'step' (at learning). Fix: use 'steps'."),
     "format": (["compare-formats", "demo", "--formats", "w8a8-int8", "w4a8-fb"], 2,
                "unknown scheme 'w4a8-fb'. Fix: use 'w4a8-fp'."),
     "no format": (["compare-formats", "demo", "--formats", ","], 2,

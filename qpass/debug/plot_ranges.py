@@ -41,32 +41,36 @@ class Ranges:
         return one, two
 
 
-def blocks_of(program: Program) -> list[str]:
-    """Names of the blocks of a PLANNED program that hold linears. Raises UnsupportedError where there is no linear."""
+def block_of(program: Program, block: str | None = None) -> str:
+    """The name of a block that holds linears: ``block``, or the middle one; empty where the graph has none.
+
+    Raises:
+        UnsupportedError: there is no linear.
+        InputError: no such block.
+    """
     found = readings(program)
     if not found:
         raise UnsupportedError("the model has no linear", where="its graph", fix="pass a model with linears")
-    return list(dict.fromkeys(reading.block for reading in found if reading.block)) or [""]
+    blocks = list(dict.fromkeys(reading.block for reading in found if reading.block)) or [""]
+    if block is not None and block not in blocks:
+        raise InputError(f"there is no block {block!r}", where="--block",
+                         fix=nearest(block, blocks) or f"use one of {', '.join(blocks[:4])}")  # fmt: skip
+    return blocks[len(blocks) // 2] if block is None else block
 
 
 def ranges(
-    planned: Program, solved: Program, batches: Iterable[Any], block: str | None = None, *,
+    planned: Program, solved: Program, batches: Iterable[Any], block: str, *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Ranges]:  # fmt: skip
-    """The ranges of one block's values: of ``block``, or the middle one.
+    """The ranges of what the linears of one block read.
 
     Args:
         planned, solved: the same program before and after its methods, so that values have the same names.
+        block: as ``block_of`` gives it.
 
     Raises:
-        InputError: no such block.
         NumericsError: NaN or Inf in a value, with its name.
     """
-    blocks = blocks_of(planned)
-    if block is not None and block not in blocks:
-        raise InputError(f"there is no block {block!r}", where="--block",
-                         fix=nearest(block, blocks) or f"use one of {', '.join(blocks[:4])}, ...")  # fmt: skip
-    block = blocks[len(blocks) // 2] if block is None else block
     inside = [reading for reading in readings(planned) if reading.block == block]
     names = [reading.value for reading in inside]
     batches = list(batches)

@@ -41,7 +41,8 @@ def main() -> None:
     for name, value in (("width", 256), ("rows", 512), ("batches", 4), ("steps", 16), ("cache_mib", 4)):
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=int, default=value)
     args = parser.parse_args()
-    print("| blocks | processor seconds | a block | wall seconds | peak MiB | weights, MiB |\n|---|---|---|---|---|---|")
+    print("| blocks | processor seconds | a block | wall seconds | peak MiB | weights, MiB |")
+    print("|---|---|---|---|---|---|")
     spawn = multiprocessing.get_context("spawn")
     for layers in COUNTS:
         receive, send = spawn.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""What cannot be learned from: an error before or at that point, the program as it was, and a folder that still serves."""
+"""What cannot be learned from: an error by then, the program as it was, a folder that serves."""
 
 from __future__ import annotations
 

@@ -40,11 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("width", 256), ("rows", 512), ("batches", 4), ("steps", 16), ("cache_mib", 4)):
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=int, default=value)
+    parser.add_argument("--counts", metavar="N", type=int, nargs="+", default=COUNTS, help="of blocks")
     args = parser.parse_args()
     print("| blocks | processor seconds | a block | wall seconds | peak MiB | weights, MiB |")
     print("|---|---|---|---|---|---|")
     spawn = multiprocessing.get_context("spawn")
-    for layers in COUNTS:
+    for layers in args.counts:
         receive, send = spawn.Pipe(duplex=False)
         given = (layers, args.width, args.rows, args.batches, args.steps, args.cache_mib, send)
         child = spawn.Process(target=cell, args=given)

@@ -2,8 +2,8 @@
 
 OmniQuant (Shao et al. 2024): clipping alone for weights, with scales and shifts where activations are quantized; 20
 epochs, 40 at two bits; learning rates 1e-2 (clipping) and 5e-3. I-LLM (Hu et al. 2024): smoothing and clipping, the
-same rates. Both round queries, keys and values per token to the bits of the activations, and leave the softmax's result.
-ZeroQuant (Yao et al. 2022): 100 steps a block at 5e-6 on the teacher's inputs; integers of four bits in the
+same rates. Both round queries, keys and values per token to the bits of the activations, and leave what the softmax
+gives. ZeroQuant (Yao et al. 2022): 100 steps a block at 5e-6 on the teacher's inputs; integers of four bits in the
 feed-forward part and of eight in attention. Its groups of rows are finer here: one scale a row.
 """
 

@@ -110,7 +110,8 @@ class Recipe:
         learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
         attention = {line.glob: line.scheme.as_data() if line.scheme else KEEP for line in self.attention}
-        return {"name": self.name, **methods, **learning, "linears": lines, **({"attention": attention} if attention else {})}
+        attends = {"attention": attention} if attention else {}
+        return {"name": self.name, **methods, **learning, "linears": lines, **attends}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
@@ -169,8 +170,9 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     methods = [{name: {**theirs.get(name, {}), **mine.get(name, {})}} for name in {**theirs, **mine}]
     given = data.get("learning") or {}
     learning = {**base.get("learning", {}), **(given.as_dict() if isinstance(given, Learning) else given)}
-    lines = {"linears": data.get("linears") or base["linears"], "attention": data.get("attention", base.get("attention"))}
-    return {"methods": methods, "learning": learning, **lines}
+    attention = data.get("attention", base.get("attention"))
+    linears = data.get("linears") or base["linears"]
+    return {"methods": methods, "learning": learning, "linears": linears, "attention": attention}
 
 
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
@@ -191,7 +193,7 @@ def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:
 
 
 def _attention(lines: Any) -> tuple[AttentionLine, ...]:
-    """``None``, or a mapping of globs to what ``AttentionScheme.parse`` takes, or keep. A word is for every attention."""
+    """``None``, or a mapping of globs to what ``AttentionScheme.parse`` takes, or keep; a word for every one."""
     if isinstance(lines, str | AttentionScheme):
         lines = {"*": lines}
     if lines is not None and not isinstance(lines, Mapping):

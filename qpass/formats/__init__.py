@@ -12,4 +12,16 @@ from qpass.formats.scale import SCALES, Scale
 from qpass.formats.scheme import SCHEMES, Scheme
 from qpass.formats.words import nearest, suggest
 
-__all__ = ["GRIDS", "NAMED", "SCALES", "SCHEMES", "AttentionScheme", "Format", "Grid", "Scale", "Scheme", "nearest", "suggest"]
+__all__ = [
+    "GRIDS",
+    "NAMED",
+    "SCALES",
+    "SCHEMES",
+    "AttentionScheme",
+    "Format",
+    "Grid",
+    "Scale",
+    "Scheme",
+    "nearest",
+    "suggest",
+]

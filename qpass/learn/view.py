@@ -28,7 +28,7 @@ class View:
         sites: those whose parameters and activations are all in this block.
         private: parameters of the model that only this block reads.
         attentions: value name of each attention that has a scheme -> that scheme.
-        attended: names of sites all of whose parameters meet such an attention before the next linear: q with k, v -> o.
+        attended: sites all of whose parameters meet such an attention before the next linear: q with k, v → o.
     """
 
     program: Program
@@ -63,7 +63,7 @@ def views(program: Program, blocks: Blocks, sites: Sequence[Site]) -> list[View]
     return [
         View(program, segment, _linears(segment, nodes), tuple(owned.get(number, ())),
              frozenset(name for name in segment.params if name in program.weights and readers[name] == {number}),
-             attentions := _attentions(segment, nodes), _attended(owned.get(number, ()), nodes) if attentions else frozenset())
+             _attentions(segment, nodes), _attended(owned.get(number, ()), nodes))
         for number, segment in enumerate(blocks.blocks)
     ]  # fmt: skip
 
@@ -85,6 +85,9 @@ def _attentions(segment: Segment, nodes: Mapping[str, fx.Node]) -> dict[str, Att
 
 
 def _attended(sites: Sequence[Site], nodes: Mapping[str, fx.Node]) -> frozenset[str]:
+    planned = {node for node in nodes.values() if getattr(node.meta.get("attention"), "scheme", None)}
+    if not planned:
+        return frozenset()
     return frozenset(site.name for site in sites if all(meets_attention(nodes[axis.node]) for axis in site.axes))
 
 

@@ -99,8 +99,8 @@ class Scaling(Learned):
         names = {weight for weight, _ in view.linears.values()}
         fresh = set(view.weights)
         touched = [(site, {axis.param for axis in site.axes}) for site in kept]
-        return [site for site, params in touched
-                if (params & names or site.name in view.attended) and params & names <= fresh and self._included(params)]
+        mine = [(site, params) for site, params in touched if params & names or site.name in view.attended]
+        return [site for site, params in mine if params & names <= fresh and self._included(params)]
 
     def _included(self, params: set[str]) -> bool:
         inside = not self.include or any(matches(name, glob) for name in params for glob in self.include)

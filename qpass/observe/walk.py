@@ -29,9 +29,9 @@ from qpass.formats import Format
 from qpass.graph.program import Program
 from qpass.numerics import codec
 from qpass.numerics.hessian import Inputs
-from qpass.ops import attend
 from qpass.observe.moments import StreamMoments
 from qpass.observe.run import flat_inputs, in_batch, no_batch
+from qpass.ops import attend
 
 Key = tuple[fx.Node, Format | None]
 """A value, and the format it is read in."""

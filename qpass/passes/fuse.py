@@ -3,8 +3,8 @@
 before   %codes = quantize_affine(...); %x_q = dequantize_affine(...); %q = linear(%x_q, %w_q)
 after    %x.codes, ... = qpass.rms_norm_quantize(...); %q = qpass.linear(%codes, %scale, %zero, w.codes, ...)
 
-A pair that an attention reads becomes one op, ``qpass.fake_quantize``: attention itself computes in float, and the log says so.
-The spelling is the one that ``quantise`` wrote, so each fusion is one adjacency.
+The spelling is the one that ``quantise`` wrote, so each fusion is one adjacency. A pair that an attention reads becomes
+one op, ``qpass.fake_quantize``: attention itself computes in float, and the log says so.
 """
 
 from __future__ import annotations

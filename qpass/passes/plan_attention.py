@@ -58,7 +58,8 @@ def plan_attention(graph: fx.Graph, recipe: Recipe) -> None:
         close = nearest(line.glob.replace("*", ""), every) or f"name one of {', '.join(every[:3])}, ..."
         fix = close if every else "remove it: attention was not recognized in this model (python -m qpass show)"
         fix = fix if not why.startswith("lines above") else "move it up or remove it"
-        raise RecipeError(f"the attention line {line.glob!r} does nothing: {why}", where=f"recipe {recipe.name}", fix=fix)
+        what = f"the attention line {line.glob!r} does nothing: {why}"
+        raise RecipeError(what, where=f"recipe {recipe.name}", fix=fix)
     for node in found:
         node.meta["attention"] = _choose(node, recipe)
 

@@ -7,8 +7,8 @@ after    %w_q = dequantize_affine(w.codes, [1, 128], w.scale, w.zero, u8, 0, 15,
 This is the interchange form: weights are plain tensors of codes, scales and zero points. Formats that torchao has no
 primitive for are spelled in ``qpass.quantize`` and ``qpass.dequantize_weight`` (``qpass.numerics.codec`` says which). A
 format with a low-rank branch adds two linears beside the first: %q + linear(linear(%x_q, V), U).
-Operands of an attention with a scheme are spelled as inputs are, each row on its own: keys and values when they are read,
-behind the cache, which stays as it is.
+Operands of an attention with a scheme are spelled as inputs are, each row on its own: keys and values when they are
+read, behind the cache, which stays as it is.
 """
 
 from __future__ import annotations

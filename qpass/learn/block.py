@@ -126,8 +126,7 @@ class BlockModel:
             return F.linear(x, weights[weight], bias)
 
         def attend(name: str, op: Any, args: Sequence[Any]) -> Tensor:
-            scheme = self.view.attentions.get(name)
-            return op(*args) if scheme is None else ops.attend(op, args, scheme, _fake_operand)  # type: ignore[no-any-return]
+            return ops.attend(op, args, self.view.attentions.get(name), _fake_operand)
 
         hooks: dict[str, Any] = {"linear": linear, "attend": attend, "smooth": smooth}
         only = frozenset(self.view.segment.results)

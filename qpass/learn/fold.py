@@ -114,8 +114,7 @@ class FoldedBlock:
             return F.linear(x, self.values[weight], bias)
 
         def attend(name: str, op: Any, args: Sequence[Any]) -> Tensor:
-            scheme = self.attentions.get(name)
-            return op(*args) if scheme is None else ops.attend(op, args, scheme)  # type: ignore[no-any-return]
+            return ops.attend(op, args, self.attentions.get(name))
 
         given = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         return self.runner.run(given, self.values.__getitem__, linear=linear, attend=attend)

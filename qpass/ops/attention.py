@@ -106,15 +106,18 @@ def weights_arguments(op: Any, args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def attend(
-    op: Any, args: Sequence[Any], scheme: AttentionScheme, rounded: Callable[[Tensor, Format], Tensor] | None = None
-) -> Tensor:
+    op: Any, args: Sequence[Any], scheme: AttentionScheme | None,
+    rounded: Callable[[Tensor, Format], Tensor] = codec.round_rows,
+) -> Tensor:  # fmt: skip
     """One of ``ATTENTIONS`` on operands that are quantized and dequantized: what a QUANTISED graph spells.
 
     Args:
         args: those of ``op``.
-        rounded: gives x̂ of x [..., K]; ``codec.round_rows``, or one that gradients flow through.
+        scheme: None for no format.
+        rounded: gives x̂ of x [..., K]; another one where gradients flow through it.
     """
-    rounded = rounded or codec.round_rows
+    if scheme is None:
+        return op(*args)  # type: ignore[no-any-return]
     q, k, v = (x if fmt is None else rounded(x, fmt) for x, fmt in zip(args, (scheme.q, scheme.k, scheme.v)))
     if scheme.p is None:
         return op(q, k, v, *args[3:])  # type: ignore[no-any-return]

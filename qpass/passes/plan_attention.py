@@ -18,7 +18,7 @@ from qpass.ops import ATTENTIONS
 from qpass.recipe import AttentionLine, Recipe
 
 _PLAIN = torch.ops.aten.scaled_dot_product_attention.default
-COMPUTED = "reference: operands are rounded, then attention computes in float"
+COMPUTED = "reference: operands are rounded, attention computes in float"
 
 
 @dataclass(frozen=True)

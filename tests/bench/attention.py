@@ -1,6 +1,6 @@
 """What formats of attention cost in perplexity: ``python -m tests.bench.attention [recipe ...]``.
 
-The shipped Llama in bfloat16, on the first tokens of the shipped text; prints a line a recipe. Minutes each on one core.
+The shipped Llama in bfloat16, on the first tokens of the shipped text; prints a line a recipe. Minutes a recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     for recipe in args.recipes:
         compiled = qpass.compile(model, recipe)
-        print(f"{perplexity(compiled, tokenizer, evaluation_text(), max_tokens=args.tokens):8.2f}  {recipe}", flush=True)
+        value = perplexity(compiled, tokenizer, evaluation_text(), max_tokens=args.tokens)
+        print(f"{value:8.2f}  {recipe}", flush=True)
 
 
 if __name__ == "__main__":

@@ -146,8 +146,9 @@ def _check_device(example_inputs: Sequence[Any], target: Target) -> None:
 
 def _reached(program: Program, recipe: Recipe, target: Target) -> Recipe:
     """The recipe less the lines that this graph has no use for, each of which is logged."""
-    normal = pipeline.run(program, recipe, target, until="NORMAL")["NORMAL"]
-    idle = unreached(normal, recipe)
+    stage = "RAISED" if recipe.attention else "NORMAL"
+    idle = unreached(pipeline.run(program, recipe, target, until=stage)[stage], recipe)
     for line, why in idle.items():
         _log.warning("recipe %s: the line %r does nothing in this graph: %s", recipe, line.glob, why)
-    return replace(recipe, lines=tuple(line for line in recipe.lines if line not in idle))
+    attention = tuple(line for line in recipe.attention if line not in idle)
+    return replace(recipe, lines=tuple(line for line in recipe.lines if line not in idle), attention=attention)

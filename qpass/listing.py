@@ -10,6 +10,7 @@ import torch
 from qpass import ops, pipeline
 from qpass.errors import QPassError
 from qpass.formats import SCHEMES
+from qpass.formats.attention import WORDS
 from qpass.formats.scheme import FAMILIES
 from qpass.graph.rule import Rule
 from qpass.lowering import Case, Kernel
@@ -64,6 +65,7 @@ def _schemes() -> Iterator[str]:
     for name, scheme in SCHEMES.items():
         yield f"  {name:<18} {scheme}"
     yield f"  with any number: {', '.join(FAMILIES)}"
+    yield f"  of attention: {', '.join(WORDS)}"
 
 
 def _methods() -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 OmniQuant (Shao et al. 2024): clipping alone for weights, with scales and shifts where activations are quantized; 20
 epochs, 40 at two bits; learning rates 1e-2 (clipping) and 5e-3. I-LLM (Hu et al. 2024): smoothing and clipping, the
-same rates. ZeroQuant (Yao et al. 2022): 100 steps a block at 5e-6 on the teacher's inputs; integers of four bits in the
+same rates. Both round queries, keys and values per token to the bits of the activations, and leave what the softmax
+gives. ZeroQuant (Yao et al. 2022): 100 steps a block at 5e-6 on the teacher's inputs; integers of four bits in the
 feed-forward part and of eight in attention. Its groups of rows are finer here: one scale a row.
 """
 
@@ -35,10 +36,14 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "omniquant-w2a16-g64": {
         "methods": _CLIP, "learning": {"epochs": 40, "same_input": True}, "linears": _whole("w2a16-g64"),
     },
-    "omniquant-w6a6": {"methods": _OMNI, "linears": _whole("w6a6")},
-    "omniquant-w4a4": {"methods": _OMNI, "learning": {"same_input": True}, "linears": _whole("w4a4")},
-    "fsbr-w8a8": {"methods": _FSBR, "linears": _whole("int8:channel:asym x int8:token:asym")},
-    "fsbr-w4a4": {"methods": _FSBR, "linears": _whole("int4:channel:asym x int4:token:asym")},
+    "omniquant-w6a6": {"methods": _OMNI, "linears": _whole("w6a6"), "attention": _whole("qkv6")},
+    "omniquant-w4a4": {
+        "methods": _OMNI, "learning": {"same_input": True}, "linears": _whole("w4a4"), "attention": _whole("qkv4"),
+    },
+    **{f"fsbr-w{bits}a{bits}": {
+        "methods": _FSBR, "linears": _whole(f"int{bits}:channel:asym x int{bits}:token:asym"),
+        "attention": _whole(f"qkv{bits}"),
+    } for bits in (8, 4)},
     "zeroquant-w8a8": {"linears": _whole("w8a8-int8-sym")},
     "zeroquant-w4/8a8-lkd": {
         "methods": ["lkd"], "learning": _LKD,
@@ -69,4 +74,5 @@ def meaning(name: str) -> str:
     """A preset in one line: its methods, then its lines."""
     data = PRESETS[name]
     lines = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data["linears"].items()]
-    return "+".join([*data.get("methods", []), ", ".join(lines)])
+    attention = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data.get("attention", {}).items()]
+    return "+".join([*data.get("methods", []), ", ".join(lines), *attention])

@@ -5,10 +5,13 @@
     Recipe.parse({"linears": {"lm_head": "keep", "*down_proj*": "w8a16", "*": "w4a16-g128"}})
     Recipe.parse({"methods": [{"smoothquant": {"alpha": 0.75}}], "linears": {"*": "w8a8-int8"}})
     Recipe.parse({"preset": "omniquant-w4a4", "learning": {"epochs": 5}})
+    Recipe.parse({"linears": {"*": "w4a4"}, "attention": {"*.layers.0.*": "keep", "*": "qkv4"}})
+    Recipe.parse("w8a8-int8+kv4")
 
 Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error. Methods run
 in order, each on what the one before it left; those that learn from blocks and stand side by side learn together, with
 the settings of ``learning``. The lines ``@attention`` and ``@feed-forward`` match linears by their role in the graph.
+``attention`` has lines of its own, globs over the modules that attend (see ``formats.attention``).
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from typing import Any
 import yaml
 
 from qpass.errors import RecipeError
-from qpass.formats import SCHEMES, Scheme, nearest
+from qpass.formats import SCHEMES, AttentionScheme, Scheme, nearest
+from qpass.formats.attention import is_word
 from qpass.learn.settings import DEFAULTS, Learning
 from qpass.methods import METHODS, Method, as_data, make, options
 from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-_FIELDS = ("name", "preset", "methods", "learning", "linears")
+_FIELDS = ("name", "preset", "methods", "learning", "linears", "attention")
 _MAX_BYTES = 1 << 20
 
 
@@ -54,6 +58,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class AttentionLine:
+    """One line of ``attention``: those whose module or value matches ``glob`` get ``scheme``; None keeps them."""
+
+    glob: str
+    scheme: AttentionScheme | None
+
+    def matches(self, names: Iterable[str]) -> bool:
+        """Whether any of an attention's names matches."""
+        return any(fnmatch.fnmatchcase(name, self.glob) for name in names)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """An ordered list of lines, and methods in the order they run. ``str()`` gives its name."""
 
@@ -61,6 +77,7 @@ class Recipe:
     lines: tuple[Line, ...]
     methods: tuple[Method, ...] = ()
     learning: Learning = DEFAULTS
+    attention: tuple[AttentionLine, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -70,7 +87,7 @@ class Recipe:
         """A recipe from itself, a name, a YAML or JSON file, or a dict.
 
         A name is that of a scheme, or of one of ``PRESETS``, and any number of methods, joined by ``+``; the methods
-        run in the order in which they stand.
+        run in the order in which they stand. A word of ``formats.attention`` among them is for every attention.
 
         Raises:
             RecipeError: unknown scheme, method, field or format, with the nearest legal word; an unreadable file.
@@ -92,7 +109,9 @@ class Recipe:
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
         learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
-        return {"name": self.name, **methods, **learning, "linears": lines}
+        attention = {line.glob: line.scheme.as_data() if line.scheme else KEEP for line in self.attention}
+        attends = {"attention": attention} if attention else {}
+        return {"name": self.name, **methods, **learning, "linears": lines, **attends}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
@@ -118,20 +137,26 @@ def _from_words(text: str) -> Recipe:
     methods: list[Any] = []
     rest: list[str] = []
     base: Mapping[str, Any] = {}
+    attention: Mapping[str, Any] = {}
     for word in text.split("+"):
         found = preset(word)
         if word in METHODS:
             methods.append(word)
+        elif is_word(word):
+            attention = {"*": word}
         elif found is not None and not rest:
             base = found
             methods += found.get("methods", [])
             rest.append(word)
         else:
             rest.append(word)
+    if not rest and not methods:
+        raise RecipeError(f"{text!r} is for attention only", fix=f"say what the linears compute in: w8a8-int8+{text}")
     *unknown, scheme = rest or [methods.pop()]
     made = _methods([*unknown, *methods])
     linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
-    return Recipe(text, _lines(linears), made, Learning.parse(base.get("learning")))
+    attends = _attention(attention or base.get("attention"))
+    return Recipe(text, _lines(linears), made, Learning.parse(base.get("learning")), attends)
 
 
 def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +170,9 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     methods = [{name: {**theirs.get(name, {}), **mine.get(name, {})}} for name in {**theirs, **mine}]
     given = data.get("learning") or {}
     learning = {**base.get("learning", {}), **(given.as_dict() if isinstance(given, Learning) else given)}
-    return {"methods": methods, "learning": learning, "linears": data.get("linears") or base["linears"]}
+    attention = data.get("attention", base.get("attention"))
+    linears = data.get("linears") or base["linears"]
+    return {"methods": methods, "learning": learning, "linears": linears, "attention": attention}
 
 
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
@@ -157,11 +184,31 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     linears = data.get("linears")
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
-    return Recipe(name, _lines(linears), _methods(data.get("methods")), Learning.parse(data.get("learning")))
+    attention, learning = _attention(data.get("attention")), Learning.parse(data.get("learning"))
+    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, attention)
 
 
 def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:
     return tuple(Line(str(glob), _scheme(glob, scheme)) for glob, scheme in linears.items())
+
+
+def _attention(lines: Any) -> tuple[AttentionLine, ...]:
+    """``None``, or a mapping of globs to what ``AttentionScheme.parse`` takes, or keep; a word for every one."""
+    if isinstance(lines, str | AttentionScheme):
+        lines = {"*": lines}
+    if lines is not None and not isinstance(lines, Mapping):
+        raise RecipeError(f"'attention' is {lines!r}, no mapping", fix='write {"attention": {"*": "qkv8"}}')
+    return tuple(AttentionLine(str(glob), _attention_scheme(glob, scheme)) for glob, scheme in (lines or {}).items())
+
+
+def _attention_scheme(glob: object, scheme: Any) -> AttentionScheme | None:
+    if scheme is None or scheme == KEEP or isinstance(scheme, AttentionScheme):
+        return scheme if isinstance(scheme, AttentionScheme) else None
+    try:
+        return AttentionScheme.parse(scheme)
+    except RecipeError as error:
+        where = f"attention line {glob!r}" + (f", {error.where}" if error.where else "")
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
 
 
 def _methods(given: Any) -> tuple[Method, ...]:

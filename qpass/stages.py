@@ -11,6 +11,7 @@ from qpass.errors import VerifyError
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.graph.verify import verify
+from qpass.ops import ATTENTIONS
 
 aten = torch.ops.aten
 
@@ -49,13 +50,22 @@ def _normal(node: fx.Node) -> str | None:
 def _planned(node: fx.Node) -> str | None:
     if node.target is aten.linear.default and "plan" not in node.meta:
         return "a linear without a format or an explicit keep"
+    if node.target in ATTENTIONS and "attention" not in node.meta:
+        return "an attention without a format or an explicit keep"
     return _normal(node)
 
 
 def _quantised(node: fx.Node) -> str | None:
     if node.target is aten.linear.default and node.meta["plan"].scheme is not None and _is_param(node.args[1]):
         return "a float linear that the plan gives a format"
+    if node.target in ATTENTIONS and node.meta["attention"].scheme is not None and not _rounded(node):
+        return "a float operand of an attention that the plan gives a format"
     return _normal(node)
+
+
+def _rounded(node: fx.Node) -> bool:
+    formats = node.meta["attention"].scheme.formats
+    return "p" not in formats and all("rounds" in node.args["qkv".index(operand)].meta for operand in formats)  # type: ignore[union-attr]
 
 
 def _fused(node: fx.Node) -> str | None:

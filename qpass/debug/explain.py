@@ -40,9 +40,9 @@ def _named(program: Program, name_glob: str) -> Iterator[fx.Node]:
 
 def _explain(node: fx.Node, rules: Sequence[Rule]) -> Iterator[str]:
     yield f"%{node.meta['name']} = {op_name(node.target)}(...)"
-    for key in ("rule", "plan", "kernel"):
-        if node.meta.get(key):
-            yield f"    {key}: {node.meta[key]}"
+    for key in ("rule", "plan", "attention", "kernel"):
+        if text := str(node.meta.get(key) or ""):
+            yield f"    {key}: {text}"
     if node.meta.get("rule"):
         return
     found = [(rule, find(rule, node)) for rule in rules if _may_start(rule, node)]

@@ -26,19 +26,8 @@ class Scheme:
         if not self.weight.symmetric and self.weight.granularity in ("tensor", "block"):
             raise RecipeError(f"zero points of a {self.weight.granularity}", where=str(self.weight),
                               fix="use sym, or channel or a group")  # fmt: skip
-        if self.input is None:
-            return
-        if self.input.granularity in ("channel", "block"):
-            raise RecipeError("inputs are quantized per token, group or tensor", where=str(self.input),
-                              fix="use int8:token:asym")  # fmt: skip
-        if self.input.rank:
-            raise RecipeError("a low-rank branch of an input", where=str(self.input), fix="write it with the weight")
-        if self.input.scale in ("f16", "bf16"):
-            raise RecipeError(f"inputs with scales of {self.input.scale}", where=str(self.input),
-                              fix="add :f32: they are computed when they are seen and cost no memory")  # fmt: skip
-        if self.input.scale_kind.outer == "row":
-            raise RecipeError(f"inputs with the scale kind {self.input.scale}", where=str(self.input),
-                              fix="use m1, e8m0 or e4m3: a row's largest group is known for weights only")  # fmt: skip
+        if self.input is not None:
+            check_input(self.input, str(self.input))
 
     def __str__(self) -> str:
         return f"{self.weight} x {self.input}" if self.input else str(self.weight)
@@ -55,6 +44,21 @@ class Scheme:
             raise RecipeError(f"unknown scheme {text!r}", fix=suggest(text, SCHEMES))
         weight, _, activation = text.partition(" x ")
         return Scheme(Format.parse(weight.strip()), Format.parse(activation.strip()) if activation else None)
+
+
+def check_input(fmt: Format, where: str) -> None:
+    """Raise RecipeError for a format that no activation can have."""
+    if fmt.granularity in ("channel", "block"):
+        raise RecipeError("inputs are quantized per token, group or tensor", where=where,
+                          fix="use int8:token:asym")  # fmt: skip
+    if fmt.rank:
+        raise RecipeError("a low-rank branch of an input", where=where, fix="write it with the weight")
+    if fmt.scale in ("f16", "bf16"):
+        raise RecipeError(f"inputs with scales of {fmt.scale}", where=where,
+                          fix="add :f32: they are computed when they are seen and cost no memory")  # fmt: skip
+    if fmt.scale_kind.outer == "row":
+        raise RecipeError(f"inputs with the scale kind {fmt.scale}", where=where,
+                          fix="use m1, e8m0 or e4m3: a row's largest group is known for weights only")  # fmt: skip
 
 
 _W8, _A8 = Format("int8", "channel"), Format("int8", "token", symmetric=False)

@@ -53,7 +53,7 @@ def _line(program: Program, node: fx.Node) -> str:
     args += [f"{key}={_arg(program, value)}" for key, value in node.kwargs.items() if key not in _NOISE]
     call = f"{args[0]}[{args[1]}]" if node.target is operator.getitem else f"{op_name(node.target)}({', '.join(args)})"
     text = f"%{node.meta['name']} = {call} : {_type(program, node)}"
-    notes = [str(node.meta[key]) for key in ("rule", "plan", "kernel") if node.meta.get(key)]
+    notes = [note for key in ("rule", "plan", "attention", "kernel") if (note := str(node.meta.get(key) or ""))]
     return text + (f"   # {'; '.join(notes)}" if notes else "")
 
 

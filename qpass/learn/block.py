@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qpass import ops
 from qpass.formats import Format, Scheme
 from qpass.learn.fake import clippable, ends, fake_input, fake_weight
 from qpass.learn.transform import Placed
@@ -124,10 +125,13 @@ class BlockModel:
                 x = seen[place][1]
             return F.linear(x, weights[weight], bias)
 
+        def attend(name: str, op: Any, args: Sequence[Any]) -> Tensor:
+            return ops.attend(op, args, self.view.attentions.get(name), _fake_operand)
+
+        hooks: dict[str, Any] = {"linear": linear, "attend": attend, "smooth": smooth}
         only = frozenset(self.view.segment.results)
         with self._cast():
-            return self._float32(self.runner.run(self._here(inputs), values.__getitem__, linear=linear, smooth=smooth,
-                                                 only=only))  # fmt: skip
+            return self._float32(self.runner.run(self._here(inputs), values.__getitem__, only=only, **hooks))
 
     def _weight(self, name: str, fmt: Format, value: Tensor, leaves: Mapping[str, Tensor] | None) -> Tensor:
         if name in self.fixed:
@@ -152,3 +156,7 @@ class BlockModel:
     def _float32(outputs: dict[str, Any]) -> dict[str, Any]:
         return {name: value.to(torch.float32) if isinstance(value, Tensor) and value.is_floating_point() else value
                 for name, value in outputs.items()}  # fmt: skip
+
+
+def _fake_operand(x: Tensor, fmt: Format) -> Tensor:
+    return fake_input(x.to(torch.float32), fmt)

@@ -121,7 +121,7 @@ def facts_of(
     """What the result of a run depends on, as plain data: fingerprints of the graph, the weights and the batches."""
     graph = hashlib.sha256()
     for node in program.graph.nodes:
-        plan = getattr(node.meta.get("plan"), "scheme", None)
+        plan = getattr(node.meta.get("plan", node.meta.get("attention")), "scheme", None)
         graph.update(f"{node.op} {node.meta.get('name')} {node.target} {node.args} {node.kwargs} {plan}\n".encode())
     weights = hashlib.sha256()
     for name in sorted(program.used_params()):

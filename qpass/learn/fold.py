@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qpass.formats import Format, Scheme
+from qpass import ops
+from qpass.formats import AttentionScheme, Format, Scheme
 from qpass.graph.program import Derived, Param, Program
 from qpass.learn.block import BlockModel, Leaves
 from qpass.learn.fake import folded
@@ -80,15 +82,15 @@ class FoldedBlock:
 
     Args:
         program: with the block's edits and parameters.
-        linears: as in ``View``.
+        linears, attentions: as in ``View``.
     """
 
     def __init__(
         self, program: Program, segment: Segment, linears: Mapping[str, tuple[str, Scheme]], *,
-        device: torch.device | None = None,
+        attentions: Mapping[str, AttentionScheme] = MappingProxyType({}), device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.runner, self.linears = SegmentRunner(program, segment, device=device), linears
-        self.device = device
+        self.attentions, self.device = attentions, device
         self.values = {name: program.tensor(name) for name in self._reads(program, segment)}
         self.values = {name: value.to(torch.float32) if value.is_floating_point() else value
                        for name, value in self.values.items()}  # fmt: skip
@@ -108,11 +110,14 @@ class FoldedBlock:
         def linear(name: str, x: Tensor, weight: str, bias: Tensor | None) -> Tensor:
             fmt = self.linears[name][1].input if name in self.linears else None
             if fmt is not None:
-                x = codec.dequantize_rows(*codec.quantize_rows(x, fmt), fmt, torch.float32)
+                x = codec.round_rows(x, fmt)
             return F.linear(x, self.values[weight], bias)
 
+        def attend(name: str, op: Any, args: Sequence[Any]) -> Tensor:
+            return ops.attend(op, args, self.attentions.get(name))
+
         given = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        return self.runner.run(given, self.values.__getitem__, linear=linear)
+        return self.runner.run(given, self.values.__getitem__, linear=linear, attend=attend)
 
 
 def _dequantized(program: Program, weight: str, fmt: Format) -> Tensor:

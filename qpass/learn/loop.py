@@ -206,7 +206,7 @@ class Walk:
         """The quantized stream behind a block, on the program as it will be deployed."""
         edited = apply(self.program, folded.edits, add_bias=self.add_bias, by=self.by, read=False)
         program = replace(edited, params={**edited.params, **folded.params})
-        block = FoldedBlock(program, view.segment, view.linears, device=self.device)
+        block = FoldedBlock(program, view.segment, view.linears, attentions=view.attentions, device=self.device)
         live = self._live(number)
         for batch in self.batches:
             outputs = block.run(self._inputs(number, QUANTIZED, batch))

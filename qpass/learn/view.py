@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from qpass.formats import Scheme
+from qpass.formats import AttentionScheme, Scheme
 from qpass.graph.program import Program
 from qpass.sites.blocks import Blocks, Segment
+from qpass.sites.roles import meets_attention
 from qpass.sites.site import Site
 
 aten = torch.ops.aten
@@ -26,6 +27,8 @@ class View:
         linears: value name of each linear that has a scheme -> name of its weight, scheme.
         sites: those whose parameters and activations are all in this block.
         private: parameters of the model that only this block reads.
+        attentions: value name of each attention that has a scheme -> that scheme.
+        attended: sites all of whose parameters meet such an attention before the next linear: q with k, v → o.
     """
 
     program: Program
@@ -33,6 +36,8 @@ class View:
     linears: Mapping[str, tuple[str, Scheme]]
     sites: tuple[Site, ...]
     private: frozenset[str]
+    attentions: Mapping[str, AttentionScheme] = field(default_factory=dict)
+    attended: frozenset[str] = frozenset()
 
     @property
     def weights(self) -> dict[str, Scheme]:
@@ -57,7 +62,8 @@ def views(program: Program, blocks: Blocks, sites: Sequence[Site]) -> list[View]
             owned.setdefault(level, []).append(site)
     return [
         View(program, segment, _linears(segment, nodes), tuple(owned.get(number, ())),
-             frozenset(name for name in segment.params if name in program.weights and readers[name] == {number}))
+             frozenset(name for name in segment.params if name in program.weights and readers[name] == {number}),
+             _attentions(segment, nodes), _attended(owned.get(number, ()), nodes))
         for number, segment in enumerate(blocks.blocks)
     ]  # fmt: skip
 
@@ -71,6 +77,18 @@ def _linears(segment: Segment, nodes: Mapping[str, fx.Node]) -> dict[str, tuple[
             assert isinstance(weight, fx.Node)
             found[name] = (str(weight.target), scheme)
     return found
+
+
+def _attentions(segment: Segment, nodes: Mapping[str, fx.Node]) -> dict[str, AttentionScheme]:
+    schemes = {name: getattr(nodes[name].meta.get("attention"), "scheme", None) for name in segment.nodes}
+    return {name: scheme for name, scheme in schemes.items() if scheme is not None}
+
+
+def _attended(sites: Sequence[Site], nodes: Mapping[str, fx.Node]) -> frozenset[str]:
+    planned = {node for node in nodes.values() if getattr(node.meta.get("attention"), "scheme", None)}
+    if not planned:
+        return frozenset()
+    return frozenset(site.name for site in sites if all(meets_attention(nodes[axis.node]) for axis in site.axes))
 
 
 def _level(site: Site, blocks: Blocks) -> int | None:

@@ -94,13 +94,13 @@ class Scaling(Learned):
                 if site.columns and site.unshiftable is None and site.missing_bias]  # fmt: skip
 
     def mine(self, view: View) -> list[Site]:
-        """The sites of a block that this method learns: those that a linear with a scheme is part of."""
+        """The sites of a block that this method learns: those of a linear or an attention that has a scheme."""
         kept = [site for site in view.sites if site.kind in self.kinds]
         names = {weight for weight, _ in view.linears.values()}
         fresh = set(view.weights)
         touched = [(site, {axis.param for axis in site.axes}) for site in kept]
-        return [site for site, params in touched
-                if params & names and params & names <= fresh and self._included(params)]
+        mine = [(site, params) for site, params in touched if params & names or site.name in view.attended]
+        return [site for site, params in mine if params & names <= fresh and self._included(params)]
 
     def _included(self, params: set[str]) -> bool:
         inside = not self.include or any(matches(name, glob) for name in params for glob in self.include)

@@ -117,6 +117,11 @@ def dequantize_rows(codes: Tensor, scale: Tensor, zero: Tensor, fmt: Format, dty
     return (values * spread(scale, codes.shape[-1], fmt)).to(dtype)
 
 
+def round_rows(x: Tensor, fmt: Format) -> Tensor:
+    """The values [..., K] that inputs have after quantization, of their dtype."""
+    return dequantize_rows(*quantize_rows(x, fmt), fmt, x.dtype)
+
+
 def row_scales(low: Tensor, high: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Float32 scale and int32 zero point from the least and greatest values of rows or groups, any shape [..., G]."""
     if fmt.symmetric:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ Read = Callable[[str], Tensor]
 """A parameter by name."""
 Linear = Callable[[str, Tensor, str, Tensor | None], Tensor]
 """What a linear computes: value name, input [..., K], name of its weight, bias [N] or None -> [..., N]."""
+Attend = Callable[[str, Any, Sequence[Any]], Tensor]
+"""What an attention computes: value name, its op of the dialect, that op's arguments -> [B, H, T, D]."""
 Smooth = Mapping[str, Tensor]
 """Value name of an activation -> r [C]: x · h(x) becomes x · h(x · r), times what it has."""
 Tap = Callable[[str, Any], None]
@@ -47,8 +49,8 @@ class SegmentRunner:
         self.kept = set(segment.outputs)
 
     def run(
-        self, inputs: Mapping[str, Any], read: Read, *, linear: Linear | None = None, smooth: Smooth | None = None,
-        tap: Tap | None = None, only: frozenset[str] | None = None,
+        self, inputs: Mapping[str, Any], read: Read, *, linear: Linear | None = None, attend: Attend | None = None,
+        smooth: Smooth | None = None, tap: Tap | None = None, only: frozenset[str] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """The segment's outputs by value name.
 
@@ -56,6 +58,7 @@ class SegmentRunner:
             inputs: what it reads of other segments, and of the program's inputs its own, by value name.
             read: its parameters, in float32.
             linear: replaces every linear whose weight is a parameter.
+            attend: replaces every attention of the dialect.
             smooth: extra factors of activations.
             tap: called with every value made, by name.
             only: stop as soon as these are there.
@@ -79,7 +82,8 @@ class SegmentRunner:
                 given, words = fx.map_arg((args, kwargs), value)
                 if smooth and name in smooth:
                     given = _smoothed(node, given, smooth[name])
-                made = self._call(node, call, given, words)
+                attends = attend is not None and node.target in ops.ATTENTIONS
+                made = attend(name, node.target, given) if attends else self._call(node, call, given, words)
             values[node] = made
             if tap is not None:
                 tap(name, made)

@@ -31,6 +31,7 @@ from qpass.numerics import codec
 from qpass.numerics.hessian import Inputs
 from qpass.observe.moments import StreamMoments
 from qpass.observe.run import in_batch, numbered
+from qpass.ops import attend
 
 Key = tuple[fx.Node, Format | None]
 """A value, and the format it is read in."""
@@ -102,6 +103,7 @@ class _Route:
         linears: what reads a value in a format, among the planned linears; ``planned`` is the other way round.
         keys_of: weight -> in how many of ``linears`` it is.
         format_of: weight -> its format.
+        attentions: those that the plan gives formats, if inputs are rounded.
         stops: in order, the nodes to pass before a stop, and what it is about.
         needed: the nodes to run; others are passed.
         frees: node -> what is needed no more once it is passed.
@@ -125,6 +127,8 @@ class _Route:
         for key in self.linears:
             for name in {_weight(linear) for linear in self.linears[key]}:
                 self.keys_of[name] = self.keys_of.get(name, 0) + 1
+        schemes = {node: getattr(node.meta.get("attention"), "scheme", None) for node in program.nodes()}
+        self.attentions = {node: scheme for node, scheme in schemes.items() if scheme and quantize_inputs}
         self._cut(list(program.graph.nodes))
 
     def _cut(self, nodes: list[fx.Node]) -> None:
@@ -228,7 +232,8 @@ class _State:
                 stream.values[node] = call(self._rounded(stream, key), weight, *rest, **kwargs)
             elif node in self.route.needed:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-                stream.values[node] = call(*args, **kwargs)
+                scheme = self.route.attentions.get(node) if rounding else None
+                stream.values[node] = attend(call, args, scheme) if scheme else call(*args, **kwargs)
             stream.free(self.route.frees.get(node, ()))
 
     def param(self, name: str) -> Tensor:

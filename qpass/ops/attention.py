@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qpass.formats import AttentionScheme, Format
+from qpass.numerics import codec
 from qpass.ops.dialect import define
 
 
@@ -49,6 +54,75 @@ def eager_attention(
         scores = scores + mask
     weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
     return torch.matmul(weights, _repeat(v, repeats))
+
+
+@define(
+    "attention_weights(Tensor q, Tensor k, Tensor? mask, bool causal=False, float? scale=None, float softcap=0.0)"
+    " -> Tensor"
+)
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool = False, scale: float | None = None, softcap: float = 0.0
+) -> Tensor:
+    """p = softmax(scale · q kᵀ + mask) [B, H_q, T, S], in at least float32, rounded once to the dtype of q.
+
+    Where an attention's p has a format, this and ``attention_output`` stand for it. A query that may see no key gives
+    0 to all. Arguments as in ``attention`` and ``eager_attention``.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.matmul(q.to(wide), _repeat(k, q.shape[1] // k.shape[1]).to(wide).transpose(-2, -1))
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if causal:
+        keys, queries = (torch.arange(length, device=q.device) for length in (k.shape[-2], q.shape[-2]))
+        scores = torch.where(keys <= queries[:, None], scores, float("-inf"))
+    if mask is not None:
+        scores = torch.where(mask, scores, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    blind = (scores == float("-inf")).all(-1, keepdim=True)
+    return torch.where(blind, 0.0, F.softmax(scores, dim=-1)).to(q.dtype)
+
+
+@define("attention_output(Tensor p, Tensor v) -> Tensor")
+def attention_output(p: Tensor, v: Tensor) -> Tensor:
+    """y = p v [B, H_q, T, D]. p: [B, H_q, T, S]; v: [B, H_kv, S, D], heads shared as in ``attention``."""
+    return torch.matmul(p, _repeat(v, p.shape[1] // v.shape[1]))
+
+
+ATTENTIONS = (attention, eager_attention)
+"""The ops that a recipe may give an ``AttentionScheme``."""
+
+SPARE = (0, 1)
+"""A 0 behind a row of p: no range changes, and no primitive meets a row of one value."""
+
+
+def weights_arguments(op: Any, args: Sequence[Any]) -> tuple[Any, ...]:
+    """What ``attention_weights`` takes behind q and k, from the arguments of one of ``ATTENTIONS``."""
+    mask, rest = args[3], list(args[4:])
+    if op is eager_attention:
+        scale, softcap = (*rest, 0.0)[:2]
+        return (mask, False, scale, softcap)
+    causal, scale = (*rest, *(False, None)[len(rest) :])
+    return (mask, causal, scale, 0.0)
+
+
+def attend(
+    op: Any, args: Sequence[Any], scheme: AttentionScheme | None,
+    rounded: Callable[[Tensor, Format], Tensor] = codec.round_rows,
+) -> Tensor:  # fmt: skip
+    """One of ``ATTENTIONS`` on operands that are quantized and dequantized: what a QUANTISED graph spells.
+
+    Args:
+        args: those of ``op``.
+        scheme: None for no format.
+        rounded: gives x̂ of x [..., K]; another one where gradients flow through it.
+    """
+    if scheme is None:
+        return op(*args)  # type: ignore[no-any-return]
+    q, k, v = (x if fmt is None else rounded(x, fmt) for x, fmt in zip(args, (scheme.q, scheme.k, scheme.v)))
+    if scheme.p is None:
+        return op(q, k, v, *args[3:])  # type: ignore[no-any-return]
+    p = F.pad(attention_weights(q, k, *weights_arguments(op, args)), SPARE)
+    return attention_output(rounded(p, scheme.p)[..., :-1], v)  # type: ignore[no-any-return]
 
 
 def _repeat(x: Tensor, repeats: int) -> Tensor:

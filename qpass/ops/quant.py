@@ -46,6 +46,12 @@ def dequantize_input(codes: Tensor, scale: Tensor, zero: Tensor, format: str, dt
     return codec.dequantize_rows(codes, scale, zero, Format.parse(format), dtype)
 
 
+@define("fake_quantize(Tensor x, str format) -> Tensor")
+def fake_quantize(x: Tensor, format: str) -> Tensor:
+    """x̂ [..., K], of the dtype of x: ``quantize``, then ``dequantize_input``, for a reader that computes in float."""
+    return codec.round_rows(x, Format.parse(format))
+
+
 @define(
     "dequantize_weight(Tensor codes, Tensor scale, Tensor? zero, Tensor? outer, str format, ScalarType dtype) -> Tensor"
 )

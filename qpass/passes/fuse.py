@@ -3,12 +3,14 @@
 before   %codes = quantize_affine(...); %x_q = dequantize_affine(...); %q = linear(%x_q, %w_q)
 after    %x.codes, ... = qpass.rms_norm_quantize(...); %q = qpass.linear(%codes, %scale, %zero, w.codes, ...)
 
-The spelling is the one that ``quantise`` wrote, so each fusion is one adjacency.
+The spelling is the one that ``quantise`` wrote, so each fusion is one adjacency. A pair that an attention reads becomes
+one op, ``qpass.fake_quantize``: attention itself computes in float, and the log says so.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from qpass.graph.program import Change, Program, copy_graph
 from qpass.graph.rewrite import infer
 from qpass.graph.values import assign_names, op_name
 from qpass.numerics import affine, codec
+from qpass.passes.plan_attention import scheme_of
 
 aten = torch.ops.aten
 
@@ -29,11 +32,40 @@ def fuse(program: Program) -> Program:
     graph, _ = copy_graph(program.graph)
     for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
         _fuse_linear(graph, node)
+    for node in [node for node in graph.nodes if "rounds" in node.meta]:
+        _fuse_rounding(graph, node)
     graph.eliminate_dead_code()
     changes = [_fuse_producer(graph, node) for node in list(graph.nodes) if node.target is ops.quantize]
     graph.eliminate_dead_code()
     assign_names(graph)
-    return program.with_graph(graph, stage="FUSED", log=program.log + tuple(changes))
+    return program.with_graph(graph, stage="FUSED", log=program.log + tuple(changes) + tuple(_attention(graph)))
+
+
+def _attention(graph: fx.Graph) -> Iterator[Change]:
+    for node in graph.nodes:
+        if scheme := scheme_of(node):
+            what = f"computes in float on rounded {', '.join(scheme.formats)}: no fused op carries its formats"
+            yield Change("fuse/attention", node.meta["name"], what)
+
+
+def _fuse_rounding(graph: fx.Graph, node: fx.Node) -> None:
+    """One op in place of a pair that an attention reads."""
+    codes = node.args[0]
+    assert isinstance(codes, fx.Node)
+    with graph.inserting_before(node):
+        fused = graph.call_function(ops.fake_quantize, (_source(codes), node.meta["rounds"]))
+    fused.meta = {**node.meta, "rule": "fuse/attention"}
+    node.replace_all_uses_with(fused)
+    node.meta["name"] += ".unfused"
+
+
+def _source(codes: fx.Node) -> fx.Node:
+    """What was quantized, behind the cast that the spelling has."""
+    made = codes.args[0]
+    assert isinstance(made, fx.Node)
+    x = made.args[0] if codes.target is operator.getitem else made
+    assert isinstance(x, fx.Node)
+    return x.args[0] if x.target is aten._to_copy.default and x.meta.get("rule") == "quantise" else x  # type: ignore[return-value]
 
 
 def _fuse_linear(graph: fx.Graph, node: fx.Node) -> None:
@@ -80,9 +112,7 @@ def _input_parts(graph: fx.Graph, dequantized: fx.Node, fmt: str) -> list[fx.Nod
     if dequantized.target is ops.dequantize_input:
         return list(dequantized.args[:3])
     codes, scale = dequantized.args[0], dequantized.args[1 if dequantized.target is codec.DEQUANTIZE_FLOAT8 else 2]
-    x = codes.args[0]
-    if x.target is aten._to_copy.default and x.meta.get("rule") == "quantise":
-        x = x.args[0]
+    x = _source(codes)
     with graph.inserting_before(codes):
         call = graph.call_function(ops.quantize, (x, fmt))
         parts = [graph.call_function(operator.getitem, (call, index)) for index in range(3)]

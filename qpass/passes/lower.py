@@ -51,6 +51,9 @@ def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers:
                 _split(graph, node, templates)
             if node.target is ops.quantize and _spelled(graph, node, types):
                 continue
+            if node.target is ops.fake_quantize:
+                _rounded(graph, node, types)
+                continue
             provider, fn = providers.get(_op_of(node)), ops.REGISTRY[_op_of(node)].meaning
             if provider is not None and provider_refuses(provider, node) is None:
                 fn = provider.call
@@ -94,6 +97,18 @@ def _spelled(graph: fx.Graph, node: fx.Node, types: dict[Any, torch.Tensor]) -> 
     graph.erase_node(whole)
     graph.erase_node(node)
     return True
+
+
+def _rounded(graph: fx.Graph, node: fx.Node, types: dict[Any, torch.Tensor]) -> None:
+    """Replace a fake_quantize by the pair that it was fused from."""
+    x, fmt = node.args[0], Format.parse(str(node.args[1]))
+    assert isinstance(x, fx.Node)
+    whole = spell_input(Builder(graph, node, types), x, fmt, ())
+    name = whole.meta.pop("name")
+    node.replace_all_uses_with(whole)
+    _take_name(whole, node)
+    whole.meta.setdefault("name", name)
+    graph.erase_node(node)
 
 
 def _meaning(op: Any) -> Callable[..., Any]:

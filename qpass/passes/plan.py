@@ -18,7 +18,9 @@ from qpass.lowering import Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
-from qpass.recipe import Line, Recipe
+from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
+from qpass.passes.plan_attention import scheme_of as attention_scheme
+from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
 aten = torch.ops.aten
@@ -50,7 +52,7 @@ class Choice:
 
 
 def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
-    """The program with a ``Choice`` on every linear.
+    """The program with a ``Choice`` on every linear, and an ``AttentionChoice`` on every attention.
 
     Raises:
         RecipeError: a line that matches nothing; groups wider than a weight (all offenders are listed).
@@ -62,6 +64,7 @@ def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
     for node in linears:
         node.meta["plan"] = _choose(node, recipe, target)
     _check_shared(recipe, linears)
+    plan_attention(graph, recipe)
     return program.with_graph(graph, stage="PLANNED")
 
 
@@ -167,11 +170,12 @@ def _notes(choice: Choice) -> list[str]:
     return notes
 
 
-def unreached(program: Program, recipe: Recipe) -> dict[Line, str]:
-    """The lines of a recipe that no linear of a NORMAL program takes, and why."""
+def unreached(program: Program, recipe: Recipe) -> dict[Line | AttentionLine, str]:
+    """The lines of a recipe that no linear or attention of a RAISED program takes, and why."""
     linears = _marked(replace(program, graph=copy_graph(program.graph)[0]), recipe)
     used = {line for node in linears if (line := _line(node, recipe))}
-    return {line: _why_idle(line, linears) for line in recipe.lines if line not in used}
+    idle = {line: _why_idle(line, linears) for line in recipe.lines if line not in used}
+    return {**idle, **idle_lines(program.graph, recipe)}
 
 
 def _why_idle(line: Line, linears: list[fx.Node]) -> str:
@@ -235,6 +239,7 @@ class Plan:
     bytes_after: int
     methods: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
+    attention: tuple[tuple[str, AttentionChoice], ...] = ()
 
     def __str__(self) -> str:
         return self.text()
@@ -246,6 +251,8 @@ class Plan:
                  choice.kernel.name if choice.kernel else choice.reason) for name, choice in self.choices]
         lines += table(("linear", "shape", "format", "kernel, or why not"), fold_rows(rows))
         lines += self._branches()
+        attention = attention_rows(self.attention)
+        lines += table(TITLES, fold_rows(attention)) if attention else []
         lines += [f"method {text}" for text in (self.methods if full else brief(self.methods))]
         notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
         lines += [f"note: {note}" for note in notes]
@@ -274,12 +281,13 @@ class Plan:
 
 def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     """The plan of a PLANNED program."""
-    choices = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
+    linears = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
                     for node in program.graph.nodes if node.target is aten.linear.default)
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     methods = tuple(str(as_data(method)) for method in recipe.methods)
     after = before + _saved(program)
-    return Plan(str(recipe), target.name, choices, _unseen(program), before, after, methods, _ops(program, target))
+    return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, _ops(program, target),
+                choices(program))  # fmt: skip
 
 
 def provider_refuses(provider: Provider, node: fx.Node) -> str | None:
@@ -291,7 +299,8 @@ def _ops(program: Program, target: Target) -> tuple[str, ...]:
     """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
     lines = []
     for name, provider in target.providers.items():
-        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"]
+        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
+                 and not getattr(attention_scheme(node), "p", None)]  # fmt: skip
         reasons = [provider_refuses(provider, node) for node in nodes]
         if None in reasons:
             lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")

@@ -7,6 +7,8 @@ after    %w_q = dequantize_affine(w.codes, [1, 128], w.scale, w.zero, u8, 0, 15,
 This is the interchange form: weights are plain tensors of codes, scales and zero points. Formats that torchao has no
 primitive for are spelled in ``qpass.quantize`` and ``qpass.dequantize_weight`` (``qpass.numerics.codec`` says which). A
 format with a low-rank branch adds two linears beside the first: %q + linear(linear(%x_q, V), U).
+Operands of an attention with a scheme are spelled as inputs are, each row on its own: keys and values when they are
+read, behind the cache, which stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from qpass.graph.values import assign_names
 from qpass.numerics import codec, low_rank
 from qpass.numerics.low_rank import DOWN, UP
 from qpass.numerics.scales import Scales, beyond, beyond_limit
-from qpass.passes.spell import Builder, spell_input, spell_weight
+from qpass.passes.plan_attention import scheme_of
+from qpass.passes.spell import Builder, spell_attention, spell_input, spell_weight
 
 aten = torch.ops.aten
 
@@ -40,6 +43,8 @@ def quantise(program: Program) -> Program:
     state = _State(replace(program, graph=graph))
     for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
         state.linear(node)
+    for node in [node for node in graph.nodes if scheme_of(node)]:
+        state.attention(node)
     graph.eliminate_dead_code()
     assign_names(graph)
     log = (*program.log, *state.log)
@@ -57,6 +62,7 @@ class _State:
         self.types: dict[Any, Tensor] = {}
         self.inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.weights: dict[tuple[fx.Node, Format], fx.Node] = {}
+        self.operands: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.factors: dict[str, fx.Node] = {}
 
     def linear(self, node: fx.Node) -> None:
@@ -78,6 +84,20 @@ class _State:
             node.args = (self.inputs[x, choice.scheme.input], *node.args[1:])
         if choice.branch:
             self._branch(node, node.args[0] if choice.branch[0].scheme else x, str(weight.target))
+
+    def attention(self, node: fx.Node) -> None:
+        """Put quantize-dequantize around the operands of one attention; those that share one share its rounded form."""
+        build = Builder(self.program.graph, node, self.types)
+        made = spell_attention(build, node, self._operand)
+        made.meta.update({**node.meta, "rule": "quantise"})
+        node.replace_all_uses_with(made)
+        self.program.graph.erase_node(node)
+
+    def _operand(self, build: Builder, x: fx.Node, fmt: Format) -> fx.Node:
+        if (x, fmt) not in self.operands:
+            self.operands[x, fmt] = spell_input(build, x, fmt, ())
+            self.operands[x, fmt].meta["rounds"] = str(fmt)
+        return self.operands[x, fmt]
 
     def _input(self, build: Builder, x: fx.Node, fmt: Format, weight: str) -> fx.Node:
         """A static scale is the one of the first linear that reads the value; they all saw the same."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from qpass import ops
 from qpass.formats import Format
 from qpass.graph.program import Derived, Param
 from qpass.numerics import affine, codec
+from qpass.ops.attention import SPARE, weights_arguments
 
 aten = torch.ops.aten
 
@@ -43,6 +44,11 @@ class Builder:
             with value.fake_mode:
                 self.types[key] = torch.empty(tuple(shape), dtype=dtype, device=value.device)
         return self.types[key]
+
+    def row_block(self, x: fx.Node) -> list[Any]:
+        """torchao's block size of inputs that have a scale a row, whose length may be a symbol."""
+        *rest, width = codec.row_block(x.meta["val"])
+        return [*rest, width if isinstance(width, int) else self.call(aten.sym_size.int, x, -1, val=width)]
 
     def param(self, name: str, param: Param) -> fx.Node:
         """A node that reads a parameter."""
@@ -110,14 +116,32 @@ def spell_input(build: Builder, x: fx.Node, fmt: Format, static: Sequence[fx.Nod
     if value.dtype is not torch.float32:
         wide = build.call(aten._to_copy.default, x, val=build.type(value.shape, torch.float32), dtype=torch.float32)
     if spelling == codec.FLOAT8:
-        chosen = wide, codec.row_block(value), fmt.code_dtype, torch.float32, affine.EPSILON
+        chosen = wide, build.row_block(x), fmt.code_dtype, torch.float32, affine.EPSILON
         scale = build.call(codec.CHOOSE_FLOAT8, *chosen, name=f"{name}.scale", val=qparams[0])
         codes = build.call(codec.QUANTIZE_FLOAT8, wide, scale, fmt.code_dtype, name=f"{name}.codes", val=codes_type)
         return build.call(codec.DEQUANTIZE_FLOAT8, codes, scale, value.dtype, **whole)
-    types, block = (fmt.code_dtype, *fmt.range), codec.row_block(value)
+    types, block = (fmt.code_dtype, *fmt.range), build.row_block(x)
     chosen = build.call(affine.CHOOSE, wide, affine.mapping(fmt), block, *types, affine.EPSILON, torch.float32,
                         torch.int32, True, name=f"{name}.qparams", val=qparams)  # fmt: skip
     scale, zero = (build.call(operator.getitem, chosen, index, name=f"{name}.{part}", val=qparams[index])
                    for index, part in enumerate(("scale", "zero")))  # fmt: skip
     codes = build.call(affine.QUANTIZE, wide, block, scale, zero, *types, name=f"{name}.codes", val=codes_type)
     return build.call(affine.DEQUANTIZE, codes, block, scale, zero, *types, value.dtype, **whole)
+
+
+def spell_attention(build: Builder, node: fx.Node, rounded: Callable[[Builder, fx.Node, Format], fx.Node]) -> fx.Node:
+    """An attention on rounded operands; ``rounded`` spells one. Where p has a format, two ops stand for the attention.
+
+    A row of p gets a 0 behind it while it is rounded: no range changes, and no primitive meets a row of one value.
+    """
+    scheme, args, meta = node.meta["attention"].scheme, node.args, node.meta
+    q, k, v = (x if fmt is None else rounded(build, x, fmt) for x, fmt in zip(args, (scheme.q, scheme.k, scheme.v)))
+    if scheme.p is None:
+        return build.call(node.target, q, k, v, *args[3:], val=meta["val"])
+    shape, dtype, name = (*meta["val"].shape[:-1], k.meta["val"].shape[-2]), q.meta["val"].dtype, meta["name"]
+    p = build.call(ops.attention_weights, q, k, *weights_arguments(node.target, args), val=build.type(shape, dtype),
+                   name=f"{name}.weights")  # fmt: skip
+    wide = build.type((*shape[:-1], shape[-1] + 1), dtype)
+    padded = build.call(aten.constant_pad_nd.default, p, list(SPARE), val=wide, name=f"{name}.weights.padded")
+    p = build.call(aten.slice.Tensor, rounded(build, padded, scheme.p), -1, 0, -1, val=p.meta["val"])
+    return build.call(ops.attention_output, p, v, val=meta["val"])

@@ -31,11 +31,16 @@ def roles(program: Program) -> dict[str, str]:
         blocks = None
     for node in program.nodes(aten.linear.default):
         name = node.meta["name"]
-        if _meets(node, lambda value: value.users) or _meets(node, lambda value: value.all_input_nodes):
+        if meets_attention(node):
             found[name] = ATTENTION
         elif blocks is not None and 0 <= blocks.level[name] < len(blocks.blocks):
             found[name] = FEED_FORWARD
     return found
+
+
+def meets_attention(node: fx.Node) -> bool:
+    """Whether an attention comes before the next linear, in front of a value or behind it."""
+    return _meets(node, lambda value: value.users) or _meets(node, lambda value: value.all_input_nodes)
 
 
 def _meets(start: fx.Node, steps: Callable[[fx.Node], Iterable[fx.Node]]) -> bool:

@@ -20,11 +20,11 @@ from tests import tiny
 W3, W4A4 = "w3a16-g8", "w4a4"
 
 
-def recipe(methods: Any, scheme: Any = W4A4, **learning: Any) -> Recipe:
+def recipe(methods: Any, scheme: Any = W4A4, attention: Any = None, **learning: Any) -> Recipe:
     """A recipe with a few quick steps."""
     lines = scheme if isinstance(scheme, dict) else {"*": scheme}
     settings = {"epochs": 6, "progress": False, **learning}
-    return Recipe.parse({"methods": methods, "linears": lines, "learning": settings})
+    return Recipe.parse({"methods": methods, "linears": lines, "attention": attention, "learning": settings})
 
 
 def batches(count: int = 3, length: int = 12) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from qpass.errors import (
     VerifyError,
 )
 from qpass.graph.diff import diff
+from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
 from qpass.pipeline import capture, compile, plan, trace
@@ -49,4 +50,5 @@ __all__ = [
     "show",
     "sites",
     "trace",
+    "verify_integer_only",
 ]

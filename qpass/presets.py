@@ -26,6 +26,11 @@ def _words(method: str, scheme: str) -> dict[str, Any]:
     return {"methods": [method], "linears": _whole(scheme)}
 
 
+def _integer(weight: int, inputs: int) -> dict[str, Any]:
+    """No float value from token ids to logits. Weights have no zero point: their sums of products stay plain."""
+    return {"integer": True, "linears": _whole(f"int{weight}:channel:sym x int{inputs}:token:asym")}
+
+
 PRESETS: dict[str, Mapping[str, Any]] = {
     "smoothquant-w8a8": _words("smoothquant", "w8a8-int8"),
     **{f"zeroquant-fp-w4a8{scale}": _words("gptq", f"w4a8-fp{scale}") for scale in ("", "-m1", "-m2")},
@@ -39,6 +44,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "omniquant-w4a4": {"methods": _OMNI, "learning": {"same_input": True}, "linears": _whole("w4a4")},
     "fsbr-w8a8": {"methods": _FSBR, "linears": _whole("int8:channel:asym x int8:token:asym")},
     "fsbr-w4a4": {"methods": _FSBR, "linears": _whole("int4:channel:asym x int4:token:asym")},
+    **{f"int-only-w{weight}a{inputs}": _integer(weight, inputs) for weight, inputs in ((8, 8), (4, 8), (6, 6), (4, 4))},
     "zeroquant-w8a8": {"linears": _whole("w8a8-int8-sym")},
     "zeroquant-w4/8a8-lkd": {
         "methods": ["lkd"], "learning": _LKD,
@@ -69,4 +75,5 @@ def meaning(name: str) -> str:
     """A preset in one line: its methods, then its lines."""
     data = PRESETS[name]
     lines = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data["linears"].items()]
-    return "+".join([*data.get("methods", []), ", ".join(lines)])
+    only = ", integer-only" if data.get("integer") else ""
+    return "+".join([*data.get("methods", []), ", ".join(lines)]) + only

@@ -5,6 +5,7 @@
     Recipe.parse({"linears": {"lm_head": "keep", "*down_proj*": "w8a16", "*": "w4a16-g128"}})
     Recipe.parse({"methods": [{"smoothquant": {"alpha": 0.75}}], "linears": {"*": "w8a8-int8"}})
     Recipe.parse({"preset": "omniquant-w4a4", "learning": {"epochs": 5}})
+    Recipe.parse({"preset": "int-only-w8a8", "integer": {"context": 4096}})
 
 Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error. Methods run
 in order, each on what the one before it left; those that learn from blocks and stand side by side learn together, with
@@ -24,12 +25,13 @@ import yaml
 
 from qpass.errors import RecipeError
 from qpass.formats import SCHEMES, Scheme, nearest
+from qpass.formats.integer import Integer
 from qpass.learn.settings import DEFAULTS, Learning
 from qpass.methods import METHODS, Method, as_data, make, options
 from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-_FIELDS = ("name", "preset", "methods", "learning", "linears")
+_FIELDS = ("name", "preset", "methods", "learning", "integer", "linears")
 _MAX_BYTES = 1 << 20
 
 
@@ -55,12 +57,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of lines, and methods in the order they run. ``str()`` gives its name."""
+    """An ordered list of lines, and methods in the order they run. ``str()`` gives its name.
+
+    ``integer``: options of an integer-only program; None for one that computes in float between its linears.
+    """
 
     name: str
     lines: tuple[Line, ...]
     methods: tuple[Method, ...] = ()
     learning: Learning = DEFAULTS
+    integer: Integer | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -92,7 +98,8 @@ class Recipe:
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
         learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
-        return {"name": self.name, **methods, **learning, "linears": lines}
+        integer = {} if self.integer is None else {"integer": self.integer.as_dict() or True}
+        return {"name": self.name, **methods, **learning, **integer, "linears": lines}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
@@ -131,7 +138,8 @@ def _from_words(text: str) -> Recipe:
     *unknown, scheme = rest or [methods.pop()]
     made = _methods([*unknown, *methods])
     linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
-    return Recipe(text, _lines(linears), made, Learning.parse(base.get("learning")))
+    learning, integer = Learning.parse(base.get("learning")), Integer.parse(base.get("integer"))
+    return Recipe(text, _lines(linears), made, learning, integer)
 
 
 def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +153,14 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     methods = [{name: {**theirs.get(name, {}), **mine.get(name, {})}} for name in {**theirs, **mine}]
     given = data.get("learning") or {}
     learning = {**base.get("learning", {}), **(given.as_dict() if isinstance(given, Learning) else given)}
-    return {"methods": methods, "learning": learning, "linears": data.get("linears") or base["linears"]}
+    integer = {**_options(base.get("integer")), **_options(data.get("integer"))}
+    whole = integer or data.get("integer", base.get("integer"))
+    linears = data.get("linears") or base["linears"]
+    return {"methods": methods, "learning": learning, "integer": whole, "linears": linears}
+
+
+def _options(integer: Any) -> Mapping[str, Any]:
+    return integer if isinstance(integer, Mapping) else {}
 
 
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
@@ -157,7 +172,8 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     linears = data.get("linears")
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
-    return Recipe(name, _lines(linears), _methods(data.get("methods")), Learning.parse(data.get("learning")))
+    learning, integer = Learning.parse(data.get("learning")), Integer.parse(data.get("integer"))
+    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, integer)
 
 
 def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:

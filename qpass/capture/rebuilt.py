@@ -163,7 +163,7 @@ def _causal_forward(self: Any, call: CausalLMCall, args: tuple[Any, ...], kwargs
     # What the model's loss takes and forward does not name, e.g. num_items_in_batch.
     extra = {n: v for n, v in arguments.items() if labels is not None and n not in call.signature.parameters}
     flat = call.flatten_bound(arguments, frozenset(extra))
-    logits, *kv = self._qpass_runner(*flat)
+    logits, kv = call.results(self._qpass_runner(*flat))
     loss = None
     if labels is not None:
         vocab = self.config.get_text_config(decoder=True).vocab_size

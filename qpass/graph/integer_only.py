@@ -30,7 +30,9 @@ def verify_integer_only(program: Program) -> Program:
         if node.op == "get_attr" and not _integer(program.like(str(node.target)).dtype):
             what = f"the parameter is {program.like(str(node.target)).dtype}"
             raise VerifyError(f"{what} in an integer-only program", where=str(node.target))
-        reason = float_reason(node)
+        inner = getattr(node.target, "graph", None)  # a region: what it is made of counts
+        found = [float_reason(node), *(float_reason(part) for part in (inner.nodes if inner is not None else ()))]
+        reason = next(filter(None, found), None)
         if reason:
             raise VerifyError(f"{reason} in an integer-only program", where=f"%{node.meta.get('name', node.name)}")
     return program

@@ -15,16 +15,19 @@ from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Kernel, Provider
+from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.plan import case_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
-def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType({})) -> Program:
+def lower(
+    program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False
+) -> Program:
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 
     ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
+    ``regions``: leave an integer op one node, whose target is its meaning, traced once per op and types.
     """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
@@ -36,6 +39,8 @@ def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
+    if regions:
+        _outline(graph)
     _inline_meanings(graph, templates, providers)
     graph.eliminate_dead_code()
     assign_names(graph)
@@ -55,6 +60,20 @@ def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers:
             if provider is not None and provider_refuses(provider, node) is None:
                 fn = provider.call
             _inline(graph, node, templates, node.target, fn, node.args)
+
+
+def _outline(graph: fx.Graph) -> None:
+    """Make each integer op a call of its region. They are many small ops a layer, and the layers are alike."""
+    made: dict[Any, Region] = {}
+    for node in graph.nodes:
+        name = _op_of(node) if node.op == "call_function" else ""
+        if not name.startswith("integer_"):
+            continue
+        key = (node.target, _types(node.args))
+        if key not in made:
+            made[key] = Region(name, trace(ops.REGISTRY[name].meaning, node.args).graph)
+        tensors = tuple(arg for arg in node.args if isinstance(arg, fx.Node))
+        node.target, node.args = made[key], tensors
 
 
 _PRODUCER_OF = {fused: producer for producer, fused in PRODUCERS.items()}

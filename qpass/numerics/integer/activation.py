@@ -49,9 +49,9 @@ def activated(
     x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x · h(x), or relu; rows to rows. ``mantissa``, ``shift``, ``exponent``: as in ``sigmoid_argument``."""
+    x, k = normalize(x, k)
     if kind == "relu":
         return x.clamp(min=0), k
-    x, k = normalize(x, k)
     z = gelu_argument(x, k, kind) if kind in CUBIC else sigmoid_argument(x, k, mantissa, shift, exponent)
     return mul_shift(x, sigmoid_q15(z, x < 0, table)), k
 
@@ -61,6 +61,6 @@ def gated(
     table: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """x · h(x) · up, rows to rows: |result| <= 2^28."""
-    y, k = activated(*normalize(x, k), kind, mantissa, shift, exponent, table)
+    y, k = activated(x, k, kind, mantissa, shift, exponent, table)
     up, k_up = normalize(up, k_up)
     return mul_high(y, up), k + k_up - 30

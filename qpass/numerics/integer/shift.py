@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOST = {torch.int32: 31, torch.int64: 63}
-"""The largest shift count of a dtype. A larger one acts as this; beyond it every |a| <= 2^30 is 0 already."""
+"""The largest shift count of a dtype that the machine knows. RSH by more is 0, as the rule says."""
 
 
 def rsh(a: Tensor, k: Tensor | int) -> Tensor:
@@ -24,12 +24,10 @@ def rsh(a: Tensor, k: Tensor | int) -> Tensor:
     if isinstance(k, int):
         if k <= 0:
             return a << min(-k, MOST[a.dtype]) if k else a
-        k = min(k, MOST[a.dtype])
-        return (a >> k) + ((a >> (k - 1)) & 1)
-    k = k.to(a.dtype)
-    right, left = k.clamp(0, MOST[a.dtype]), (-k).clamp(0, MOST[a.dtype])
-    carry = (a >> (right - 1).clamp(min=0)) & (k > 0).to(a.dtype)
-    return ((a >> right) + carry) << left
+        return (a >> min(k, MOST[a.dtype])) + ((a >> min(k - 1, MOST[a.dtype])) & 1)
+    most = MOST[a.dtype]
+    carry = (a >> (k - 1).clamp(0, most)) & (k > 0)
+    return ((a >> k.clamp(0, most)) + carry) << (-k).clamp(0, most)
 
 
 def mul_shift(a: Tensor, b: Tensor | int, s: int = 15) -> Tensor:
@@ -51,9 +49,6 @@ def mul_high(a: Tensor, b: Tensor) -> Tensor:
 
 
 def msb(v: Tensor) -> Tensor:
-    """floor(log2 v) for v >= 1, in the dtype of v: five steps of bisection, six for int64. 0 for v = 0."""
-    result = torch.zeros_like(v)
-    for step in (32, 16, 8, 4, 2, 1) if v.dtype == torch.int64 else (16, 8, 4, 2, 1):
-        high = ((v >> step) > 0).to(v.dtype) * step
-        result, v = result + high, v >> high
-    return result
+    """floor(log2 v) for v >= 1, in the dtype of v: how many of 2, 4, 8, ... it reaches. 0 for v = 0."""
+    powers = 1 << torch.arange(1, MOST[v.dtype], dtype=v.dtype, device=v.device)
+    return (v.unsqueeze(-1) >= powers).sum(-1, dtype=v.dtype)

@@ -5,6 +5,8 @@ from types import ModuleType
 
 import qpass._torchao  # noqa: F401  before anything that imports torchao
 from qpass import pipeline
+from qpass.capture.guard import integer_guard, integer_logits
+from qpass.capture.integer_generate import IntegerSampler
 from qpass.errors import (
     CaptureError,
     InputError,
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "InputError",
+    "IntegerSampler",
     "NumericsError",
     "OutputError",
     "QPassError",
@@ -46,6 +49,8 @@ __all__ = [
     "capture",
     "compile",
     "diff",
+    "integer_guard",
+    "integer_logits",
     "plan",
     "show",
     "sites",

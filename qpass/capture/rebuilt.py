@@ -14,6 +14,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qpass.capture.causal_call import CausalLMCall, store
 from qpass.capture.convention import CallConvention
+from qpass.capture.integer_call import IntegerCall
+from qpass.capture.integer_generate import generate
 from qpass.capture.module_call import ModuleCall
 from qpass.errors import InputError, UnsupportedError
 
@@ -82,6 +84,8 @@ def rebuild(model: nn.Module, call: CallConvention, runner: nn.Module) -> nn.Mod
     if isinstance(model, PreTrainedModel):
         body["device"] = property(lambda self: self._qpass_device)
         body["dtype"] = property(lambda self: self._qpass_dtype)
+    if isinstance(call, IntegerCall):
+        body["generate"] = generate
     cls = type(base)(f"Compiled{base.__name__}", (Compiled, base), body)
     rebuilt = nn.Module.__new__(cls)
     nn.Module.__init__(rebuilt)

@@ -11,6 +11,7 @@ from torch import fx
 
 from qpass import ops
 from qpass.capture.template import Template, trace
+from qpass.errors import VerifyError
 from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
@@ -72,8 +73,21 @@ def _outline(graph: fx.Graph) -> None:
         key = (node.target, _types(node.args))
         if key not in made:
             made[key] = Region(name, trace(ops.REGISTRY[name].meaning, node.args).graph)
+            _check_types(node, made[key])
         tensors = tuple(arg for arg in node.args if isinstance(arg, fx.Node))
         node.target, node.args = made[key], tensors
+
+
+def _check_types(node: fx.Node, region: Region) -> None:
+    """Raise VerifyError where a pass has given a result another type than its op gives it."""
+    output = next(part for part in region.graph.nodes if part.op == "output")
+    results = output.args[0] if isinstance(output.args[0], list | tuple) else [output.args[0]]
+    given = node.meta["val"] if isinstance(node.meta["val"], tuple) else [node.meta["val"]]
+    for one, two in zip(results, given, strict=True):
+        got = one.meta["val"]
+        if got.dtype != two.dtype or [str(size) for size in got.shape] != [str(size) for size in two.shape]:
+            what = f"{two.dtype}{list(two.shape)} in place of {got.dtype}{list(got.shape)} from {region.name}"
+            raise VerifyError(what, where=f"%{node.meta['name']}")
 
 
 _PRODUCER_OF = {fused: producer for producer, fused in PRODUCERS.items()}

@@ -22,7 +22,8 @@ def rotary(state: State, node: fx.Node) -> Row:
     x = state.row(node.args[0], node)
     cos, sin = (angle_table(state, arg, node) for arg in node.args[1:3])
     interleaved = bool(node.args[3]) if len(node.args) > 3 else False
-    return state.rows(ops.integer_rotary, x.x, x.k, cos, sin, interleaved, like=node)
+    k_shape = tuple(x.k.meta["val"].shape)  # a token's, which its heads share
+    return state.rows(ops.integer_rotary, x.x, x.k, cos, sin, interleaved, like=node, k_shape=k_shape)
 
 
 def packed(state: State, arg: Any, node: fx.Node) -> fx.Node:

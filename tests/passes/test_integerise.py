@@ -176,7 +176,7 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
 
 def test_beyond_the_context_nothing_runs(made: Any) -> None:
     compiled = made[2]
-    with pytest.raises(InputError, match="49 tokens, past and new, where .* tables for 48"):
+    with pytest.raises(InputError, match=r"49 tokens, past and new, where .* tables for 48"):
         compiled(torch.ones(1, 49, dtype=torch.int64))
     with pytest.raises(InputError, match="`position_ids` up to 48"):
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
@@ -210,8 +210,8 @@ def test_recipes_are_plain_data(word: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"mode": "exact"}, "mode is 'exact'"), ({"contxt": 5}, "unknown option 'contxt'.*use 'context'"), ("yes", "no set"),
-     ({"attention": 9}, "attention is 9"), ({"embedding": 4}, "embedding is 4"), ({"clip": -1}, "clip is -1"),
+    [({"mode": "exact"}, "mode is 'exact'"), ({"contxt": 5}, "unknown option 'contxt'.*use 'context'"),
+     ("yes", "no set"), ({"attention": 9}, "attention is 9"), ({"embedding": 4}, "embedding is 4"), ({"clip": -1}, "clip is -1"),
      ({"context": 0}, "context is 0")],
 )  # fmt: skip
 def test_bad_options(options: Any, message: str) -> None:

@@ -210,10 +210,16 @@ def test_recipes_are_plain_data(word: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"mode": "exact"}, "mode is 'exact'"), ({"contxt": 5}, "unknown option 'contxt'.*use 'context'"),
-     ("yes", "no set"), ({"attention": 9}, "attention is 9"), ({"embedding": 4}, "embedding is 4"), ({"clip": -1}, "clip is -1"),
-     ({"context": 0}, "context is 0")],
-)  # fmt: skip
+    [
+        ({"mode": "exact"}, "mode is 'exact'"),
+        ({"contxt": 5}, "unknown option 'contxt'.*use 'context'"),
+        ("yes", "no set of options"),
+        ({"attention": 9}, "attention is 9"),
+        ({"embedding": 4}, "embedding is 4"),
+        ({"clip": -1}, "clip is -1"),
+        ({"context": 0}, "context is 0"),
+    ],
+)
 def test_bad_options(options: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.parse({"integer": options, "linears": {"*": "w8a8-int8"}})

@@ -19,8 +19,8 @@ def integer_pack(x: Tensor, k: Tensor, bits: int) -> Tensor:
 
 
 @define(
-    "integer_attention(Tensor q, Tensor m, Tensor k, Tensor keys, Tensor values, Tensor? keep, bool causal, Tensor table,"
-    " int scale_mantissa, int scale_exponent, int bits, int clip, str mode='precise') -> (Tensor, Tensor)"
+    "integer_attention(Tensor q, Tensor m, Tensor k, Tensor keys, Tensor values, Tensor? keep, bool causal,"
+    " Tensor table, int scale_mantissa, int scale_exponent, int bits, int clip, str mode='precise') -> (Tensor, Tensor)"
 )
 def integer_attention(
     q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, causal: bool, table: Tensor,

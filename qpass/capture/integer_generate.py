@@ -43,7 +43,7 @@ class IntegerSampler(LogitsProcessor):
             raise InputError(f"top_p {top_p!r}, top_k {top_k!r}, seed {seed!r}",
                              fix="pass 0 < top_p <= 1, top_k >= 0 and 0 <= seed < 2^64")  # fmt: skip
         self.seed, self.scale = seed, fit_one(_LOG2E / temperature)
-        self.top_k, self.top_p_q16 = top_k, round(top_p * 65536)
+        self.top_k, self.top_p_q16 = top_k, max(1, round(top_p * 65536))  # the likeliest always stays
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores float32 [B, V] -> 0 for the token drawn and -inf for all others."""

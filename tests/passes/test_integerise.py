@@ -133,8 +133,9 @@ def test_the_same_bits_in_any_batch_and_behind_padding(made: Any) -> None:
 
 def test_error_is_that_of_rounding_inputs_and_weights(made: Any) -> None:
     """Against fake quantization of the same linears; attention's 8 bits are the integer model's alone."""
-    float_model, _, compiled = made
-    fake = qpass.compile(float_model, {"linears": {"*": "w8a8-int8"}}, target="reference")
+    float_model, trace, compiled = made
+    recipe, target = Recipe.parse({"linears": {"*": "w8a8-int8"}}), pipeline.load_target("reference")
+    fake = pipeline.build(float_model, pipeline.run(trace["CAPTURED"], recipe, target), target="reference")
     ids = torch.randint(2, 96, (8, 24))
     want = float_model(ids).logits
     errors = [float((each(ids).logits - want).norm() / want.norm()) for each in (compiled, fake)]
@@ -183,18 +184,27 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "recipe", "message"),
+    ("linears", "message"),
     [
-        ({}, {"integer": True, "linears": {"*": "w8a8-fp8"}}, "the weight format e4m3:channel"),
-        ({}, {"integer": True, "linears": {"*": "w8a16"}}, "the input format float in an integer-only program"),
-        ({}, {"integer": True, "linears": {"lm_head": "keep", "*": "w8a8-int8"}}, "a linear that stays in float"),
-        ({"hidden_act": "relu2"}, RECIPE, "'relu_squared' has no integer form"),
-        ({"hidden_act": "tanh"}, RECIPE, r"tanh has no integer form \(at .*act_fn, File"),
+        ({"*": "w8a8-fp8"}, "the weight format e4m3:channel"),
+        ({"*": "w8a16"}, "the input format float in an integer-only program"),
+        ({"*": "w4a4"}, "the weight format int4:channel:asym"),
+        ({"lm_head": "keep", "*": "w8a8-int8"}, "a linear that stays in float"),
     ],
 )
-def test_what_has_no_integer_form_is_named(changes: dict[str, Any], recipe: Any, message: str) -> None:
+def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str, str], message: str) -> None:
+    recipe, target = Recipe.parse({"integer": True, "linears": linears}), pipeline.load_target("reference")
     with pytest.raises(UnsupportedError, match=message):
-        qpass.trace(model(**changes), recipe, target="reference", until="INTEGER")
+        pipeline.run(made[1]["CAPTURED"], recipe, target, until="INTEGER")
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [("relu2", "'relu_squared' has no integer form"), ("tanh", r"tanh has no integer form \(at .*act_fn, File")],
+)
+def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
 
 
 @pytest.mark.parametrize("word", ["int-only-w8a8", "int-only-w4a8", "int-only-w6a6", "int-only-w4a4"])

@@ -73,11 +73,34 @@ class Provider:
     call: Callable[..., Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The meaning of one op on values of certain types, as a graph; all nodes with that op and those types share it.
+
+    Attributes:
+        name: of the op.
+        graph: placeholders are its tensors, in order; its output is a flat list.
+    """
+
+    name: str
+    graph: torch.fx.Graph
+
+    @property
+    def __name__(self) -> str:
+        return f"region.{self.name}"
+
+    def __call__(self, *tensors: Any) -> Any:
+        """Interpreted, op by op."""
+        results = torch.fx.Interpreter(torch.nn.Module(), graph=self.graph).run(*tensors)
+        return tuple(results) if isinstance(results, list | tuple) and len(results) > 1 else results[0]
+
+
 @dataclass(frozen=True)
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
+    With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     """
 
     name: str
@@ -85,6 +108,7 @@ class Target:
     build: Callable[[Program], torch.nn.Module]
     device: str = "cpu"
     providers: Mapping[str, Provider] = field(default_factory=dict)
+    regions: bool = False
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

@@ -5,6 +5,8 @@ from types import ModuleType
 
 import qpass._torchao  # noqa: F401  before anything that imports torchao
 from qpass import pipeline
+from qpass.capture.guard import integer_guard, integer_logits
+from qpass.capture.integer_generate import IntegerSampler
 from qpass.errors import (
     CaptureError,
     InputError,
@@ -16,6 +18,7 @@ from qpass.errors import (
     VerifyError,
 )
 from qpass.graph.diff import diff
+from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
 from qpass.pipeline import capture, compile, plan, trace
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "InputError",
+    "IntegerSampler",
     "NumericsError",
     "OutputError",
     "QPassError",
@@ -45,8 +49,11 @@ __all__ = [
     "capture",
     "compile",
     "diff",
+    "integer_guard",
+    "integer_logits",
     "plan",
     "show",
     "sites",
     "trace",
+    "verify_integer_only",
 ]

@@ -2,6 +2,7 @@
 
     nn.Module ─capture─▶ CAPTURED ─normalise─▶ NORMAL ─raise─▶ RAISED ─plan─▶ PLANNED ─▶ SOLVED
     SOLVED ─quantise─▶ QUANTISED ─fuse─▶ FUSED ─lower(target)─▶ LOWERED ─build─▶ runnable nn.Module
+    SOLVED ─integerise─▶ INTEGER ─lower(target)─▶ LOWERED                        with an integer-only recipe
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from qpass.capture.normalise import normalise
 from qpass.capture.program import from_export
 from qpass.errors import InputError
 from qpass.graph.dump import dump_stage
+from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
+from qpass.passes.integerise import integerise
 from qpass.passes.lower import lower
 from qpass.passes.plan import Plan, plan_program, summarise
 from qpass.passes.quantise import quantise
@@ -43,15 +46,20 @@ Pass = tuple[str, Callable[[Program], Program]]
 
 def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = None) -> list[Pass]:
     """The pipeline: what turns a CAPTURED program into a LOWERED one, by the stage each pass reaches."""
-    return [
+    begin: list[Pass] = [
         ("NORMAL", normalise),
         ("RAISED", raise_ops),
         ("PLANNED", partial(plan_program, recipe=recipe, target=target)),
         ("SOLVED", partial(calibrate, recipe=recipe, calibration=calibration)),
-        ("QUANTISED", quantise),
-        ("FUSED", fuse),
-        ("LOWERED", partial(lower, providers=target.providers)),
     ]
+    if recipe.integer is not None:
+        return [*begin, ("INTEGER", partial(integerise, options=recipe.integer)), ("LOWERED", partial(_lower, target))]
+    return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", partial(lower, providers=target.providers))]
+
+
+def _lower(target: Target, program: Program) -> Program:
+    """``lower``, of a program that is and stays integer-only."""
+    return verify_integer_only(lower(program, target.providers, target.regions))
 
 
 @dataclass

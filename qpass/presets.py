@@ -27,6 +27,11 @@ def _words(method: str, scheme: str) -> dict[str, Any]:
     return {"methods": [method], "linears": _whole(scheme)}
 
 
+def _integer(weight: int, inputs: int) -> dict[str, Any]:
+    """No float value from token ids to logits. Weights have no zero point: their sums of products stay plain."""
+    return {"integer": True, "linears": _whole(f"int{weight}:channel:sym x int{inputs}:token:asym")}
+
+
 PRESETS: dict[str, Mapping[str, Any]] = {
     "smoothquant-w8a8": _words("smoothquant", "w8a8-int8"),
     **{f"zeroquant-fp-w4a8{scale}": _words("gptq", f"w4a8-fp{scale}") for scale in ("", "-m1", "-m2")},
@@ -44,6 +49,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "methods": _FSBR, "linears": _whole(f"int{bits}:channel:asym x int{bits}:token:asym"),
         "attention": _whole(f"qkv{bits}"),
     } for bits in (8, 4)},
+    **{f"int-only-w{weight}a{inputs}": _integer(weight, inputs) for weight, inputs in ((8, 8), (4, 8), (6, 6), (4, 4))},
     "zeroquant-w8a8": {"linears": _whole("w8a8-int8-sym")},
     "zeroquant-w4/8a8-lkd": {
         "methods": ["lkd"], "learning": _LKD,
@@ -75,4 +81,5 @@ def meaning(name: str) -> str:
     data = PRESETS[name]
     lines = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data["linears"].items()]
     attention = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data.get("attention", {}).items()]
-    return "+".join([*data.get("methods", []), ", ".join(lines), *attention])
+    only = ", integer-only" if data.get("integer") else ""
+    return "+".join([*data.get("methods", []), ", ".join(lines), *attention]) + only

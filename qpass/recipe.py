@@ -7,6 +7,7 @@
     Recipe.parse({"preset": "omniquant-w4a4", "learning": {"epochs": 5}})
     Recipe.parse({"linears": {"*": "w4a4"}, "attention": {"*.layers.0.*": "keep", "*": "qkv4"}})
     Recipe.parse("w8a8-int8+kv4")
+    Recipe.parse({"preset": "int-only-w8a8", "integer": {"context": 4096}})
 
 Lines are globs over parameter names; the first that matches wins; a line that matches nothing is an error. Methods run
 in order, each on what the one before it left; those that learn from blocks and stand side by side learn together, with
@@ -28,12 +29,13 @@ import yaml
 from qpass.errors import RecipeError
 from qpass.formats import SCHEMES, AttentionScheme, Scheme, nearest
 from qpass.formats.attention import is_word
+from qpass.formats.integer import Integer
 from qpass.learn.settings import DEFAULTS, Learning
 from qpass.methods import METHODS, Method, as_data, make, options
 from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-_FIELDS = ("name", "preset", "methods", "learning", "linears", "attention")
+_FIELDS = ("name", "preset", "methods", "learning", "integer", "linears", "attention")
 _MAX_BYTES = 1 << 20
 
 
@@ -71,13 +73,22 @@ class AttentionLine:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of lines, and methods in the order they run. ``str()`` gives its name."""
+    """An ordered list of lines, and methods in the order they run. ``str()`` gives its name.
+
+    ``integer``: options of an integer-only program; None for one that computes in float between its linears.
+    """
 
     name: str
     lines: tuple[Line, ...]
     methods: tuple[Method, ...] = ()
     learning: Learning = DEFAULTS
     attention: tuple[AttentionLine, ...] = ()
+    integer: Integer | None = None
+
+    def __post_init__(self) -> None:
+        if self.integer is not None and self.attention:
+            raise RecipeError("an integer-only recipe with lines of attention", where=self.name,
+                              fix="give the bits of queries, keys and values as {integer: {attention: 8}}")  # fmt: skip
 
     def __str__(self) -> str:
         return self.name
@@ -111,7 +122,8 @@ class Recipe:
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
         attention = {line.glob: line.scheme.as_data() if line.scheme else KEEP for line in self.attention}
         attends = {"attention": attention} if attention else {}
-        return {"name": self.name, **methods, **learning, "linears": lines, **attends}
+        integer = {} if self.integer is None else {"integer": self.integer.as_dict() or True}
+        return {"name": self.name, **methods, **learning, **integer, "linears": lines, **attends}
 
 
 def _scheme_text(scheme: Scheme | None) -> str:
@@ -155,8 +167,9 @@ def _from_words(text: str) -> Recipe:
     *unknown, scheme = rest or [methods.pop()]
     made = _methods([*unknown, *methods])
     linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
+    learning, integer = Learning.parse(base.get("learning")), Integer.parse(base.get("integer"))
     attends = _attention(attention or base.get("attention"))
-    return Recipe(text, _lines(linears), made, Learning.parse(base.get("learning")), attends)
+    return Recipe(text, _lines(linears), made, learning, attends, integer)
 
 
 def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +183,15 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     methods = [{name: {**theirs.get(name, {}), **mine.get(name, {})}} for name in {**theirs, **mine}]
     given = data.get("learning") or {}
     learning = {**base.get("learning", {}), **(given.as_dict() if isinstance(given, Learning) else given)}
+    integer = {**_options(base.get("integer")), **_options(data.get("integer"))}
+    whole = integer or data.get("integer", base.get("integer"))
     attention = data.get("attention", base.get("attention"))
     linears = data.get("linears") or base["linears"]
-    return {"methods": methods, "learning": learning, "linears": linears, "attention": attention}
+    return {"methods": methods, "learning": learning, "integer": whole, "linears": linears, "attention": attention}
+
+
+def _options(integer: Any) -> Mapping[str, Any]:
+    return integer if isinstance(integer, Mapping) else {}
 
 
 def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
@@ -184,8 +203,9 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     linears = data.get("linears")
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
-    attention, learning = _attention(data.get("attention")), Learning.parse(data.get("learning"))
-    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, attention)
+    learning, integer = Learning.parse(data.get("learning")), Integer.parse(data.get("integer"))
+    attention = _attention(data.get("attention"))
+    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, attention, integer)
 
 
 def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qpass.errors import VerifyError
+from qpass.graph.integer_only import float_reason
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.graph.verify import verify
@@ -15,8 +16,8 @@ from qpass.ops import ATTENTIONS
 
 aten = torch.ops.aten
 
-STAGES = ("CAPTURED", "NORMAL", "RAISED", "PLANNED", "SOLVED", "QUANTISED", "FUSED", "LOWERED")
-"""In pipeline order."""
+STAGES = ("CAPTURED", "NORMAL", "RAISED", "PLANNED", "SOLVED", "QUANTISED", "FUSED", "INTEGER", "LOWERED")
+"""In pipeline order. A recipe goes by QUANTISED and FUSED, or, if it is integer-only, by INTEGER."""
 
 
 def check(program: Program) -> Program:
@@ -80,5 +81,5 @@ def _lowered(node: fx.Node) -> str | None:
 
 _LEGAL: dict[str, Callable[[fx.Node], str | None]] = {
     "CAPTURED": _any, "NORMAL": _normal, "RAISED": _normal, "PLANNED": _planned, "SOLVED": _planned,
-    "QUANTISED": _quantised, "FUSED": _fused, "LOWERED": _lowered,
+    "QUANTISED": _quantised, "FUSED": _fused, "INTEGER": float_reason, "LOWERED": _lowered,
 }  # fmt: skip

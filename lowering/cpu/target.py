@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived, Program
-from qpass.lowering import Case, Kernel, Target
+from qpass.lowering import Case, Kernel, Region, Target
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.cpu.attention import ATTENTION
 from qpass.lowering.inductor.compile import Compiled
+from qpass.lowering.inductor.regions import Regions
 from qpass.lowering.reference import DEQUANTIZE
 
 OTHER_KIND = ""
@@ -141,4 +142,10 @@ INT8_WEIGHT = Kernel(
 
 KERNELS: tuple[Any, ...] = (INT8, INT4, INT8_WEIGHT, ATEN_INT8, ATEN_INT4, ATEN_INT8_WEIGHT, DEQUANTIZE)
 
-target = Target("cpu", KERNELS, Compiled, device="cpu", providers={"attention": ATTENTION})
+
+
+def _build(program: Program) -> torch.nn.Module:
+    return Regions(program) if any(isinstance(node.target, Region) for node in program.nodes()) else Compiled(program)
+
+
+target = Target("cpu", KERNELS, _build, device="cpu", providers={"attention": ATTENTION}, regions=True)

@@ -82,9 +82,14 @@ class CausalLMCall(CallConvention):
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The model's output with `logits` and a fresh DynamicCache."""
+        logits, kv = self.results(outputs)
         cache = DynamicCache()
-        store(cache, outputs[1:])
-        return self.output_type(logits=outputs[0], past_key_values=cache)
+        store(cache, kv)
+        return self.output_type(logits=logits, past_key_values=cache)
+
+    def results(self, outputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+        """The caller's logits and k0, v0, ... from the graph's flat outputs."""
+        return outputs[0], list(outputs[1:])
 
     def cache_tensors(self, cache: Any, batch: int) -> list[Tensor]:
         """k0, v0, ... held by `cache`; tensors without tokens if it is None or empty. Raises for other caches."""

@@ -14,6 +14,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qpass.capture.causal_call import CausalLMCall, store
 from qpass.capture.convention import CallConvention
+from qpass.capture.integer_call import IntegerCall
+from qpass.capture.integer_generate import generate
 from qpass.capture.module_call import ModuleCall
 from qpass.errors import InputError, UnsupportedError
 
@@ -82,6 +84,8 @@ def rebuild(model: nn.Module, call: CallConvention, runner: nn.Module) -> nn.Mod
     if isinstance(model, PreTrainedModel):
         body["device"] = property(lambda self: self._qpass_device)
         body["dtype"] = property(lambda self: self._qpass_dtype)
+    if isinstance(call, IntegerCall):
+        body["generate"] = generate
     cls = type(base)(f"Compiled{base.__name__}", (Compiled, base), body)
     rebuilt = nn.Module.__new__(cls)
     nn.Module.__init__(rebuilt)
@@ -163,7 +167,7 @@ def _causal_forward(self: Any, call: CausalLMCall, args: tuple[Any, ...], kwargs
     # What the model's loss takes and forward does not name, e.g. num_items_in_batch.
     extra = {n: v for n, v in arguments.items() if labels is not None and n not in call.signature.parameters}
     flat = call.flatten_bound(arguments, frozenset(extra))
-    logits, *kv = self._qpass_runner(*flat)
+    logits, kv = call.results(self._qpass_runner(*flat))
     loss = None
     if labels is not None:
         vocab = self.config.get_text_config(decoder=True).vocab_size

@@ -11,6 +11,21 @@ from qpass.ops.attention import (
     eager_attention,
 )
 from qpass.ops.dialect import REGISTRY, Op
+from qpass.ops.integer import (
+    integer_activation,
+    integer_add,
+    integer_attention,
+    integer_embedding,
+    integer_gated,
+    integer_layer_norm,
+    integer_linear,
+    integer_logits,
+    integer_merge_heads,
+    integer_pack,
+    integer_quantize,
+    integer_rms_norm,
+    integer_rotary,
+)
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
     activation_quantize,
@@ -44,6 +59,19 @@ __all__ = [
     "fake_quantize",
     "gated",
     "gated_quantize",
+    "integer_activation",
+    "integer_add",
+    "integer_attention",
+    "integer_embedding",
+    "integer_gated",
+    "integer_layer_norm",
+    "integer_linear",
+    "integer_logits",
+    "integer_merge_heads",
+    "integer_pack",
+    "integer_quantize",
+    "integer_rms_norm",
+    "integer_rotary",
     "layer_norm",
     "layer_norm_quantize",
     "linear",

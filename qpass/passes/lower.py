@@ -11,20 +11,24 @@ from torch import fx
 
 from qpass import ops
 from qpass.capture.template import Template, trace
+from qpass.errors import VerifyError
 from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Kernel, Provider
+from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.plan import case_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
-def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType({})) -> Program:
+def lower(
+    program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False
+) -> Program:
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 
     ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
+    ``regions``: leave an integer op one node, whose target is its meaning, traced once per op and types.
     """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
@@ -36,6 +40,8 @@ def lower(program: Program, providers: Mapping[str, Provider] = MappingProxyType
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
+    if regions:
+        _outline(graph)
     _inline_meanings(graph, templates, providers)
     graph.eliminate_dead_code()
     assign_names(graph)
@@ -58,6 +64,33 @@ def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers:
             if provider is not None and provider_refuses(provider, node) is None:
                 fn = provider.call
             _inline(graph, node, templates, node.target, fn, node.args)
+
+
+def _outline(graph: fx.Graph) -> None:
+    """Make each integer op a call of its region. They are many small ops a layer, and the layers are alike."""
+    made: dict[Any, Region] = {}
+    for node in graph.nodes:
+        name = _op_of(node) if node.op == "call_function" else ""
+        if not name.startswith("integer_"):
+            continue
+        key = (node.target, _types(node.args))
+        if key not in made:
+            made[key] = Region(name, trace(ops.REGISTRY[name].meaning, node.args).graph)
+            _check_types(node, made[key])
+        tensors = tuple(arg for arg in node.args if isinstance(arg, fx.Node))
+        node.target, node.args = made[key], tensors
+
+
+def _check_types(node: fx.Node, region: Region) -> None:
+    """Raise VerifyError where a pass has given a result another type than its op gives it."""
+    output = next(part for part in region.graph.nodes if part.op == "output")
+    results = output.args[0] if isinstance(output.args[0], list | tuple) else [output.args[0]]
+    given = node.meta["val"] if isinstance(node.meta["val"], tuple) else [node.meta["val"]]
+    for one, two in zip(results, given, strict=True):
+        got = one.meta["val"]
+        if got.dtype != two.dtype or [str(size) for size in got.shape] != [str(size) for size in two.shape]:
+            what = f"{two.dtype}{list(two.shape)} in place of {got.dtype}{list(got.shape)} from {region.name}"
+            raise VerifyError(what, where=f"%{node.meta['name']}")
 
 
 _PRODUCER_OF = {fused: producer for producer, fused in PRODUCERS.items()}

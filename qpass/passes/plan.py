@@ -24,6 +24,7 @@ from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
 aten = torch.ops.aten
+INTEGER = "integer_linear: exact int32 sums of int8 products"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Choice:
         return self.scheme.weight.plain.weight_bytes(*self.shape) + sum(part.bytes_after for part in self.branch)
 
     def __str__(self) -> str:
-        return f"{self.scheme} -> {self.kernel.name}" if self.scheme and self.kernel else f"keep: {self.reason}"
+        if self.scheme is None:
+            return f"keep: {self.reason}"
+        return f"{self.scheme} -> {self.kernel.name if self.kernel else self.reason}"
 
 
 def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
@@ -108,7 +111,7 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if weight.op != "get_attr":
         return replace(choice, reason=f"its weight is computed by {op_name(weight.target)}, not a parameter")
     others = sorted({op_name(user.target) for user in weight.users if user.target is not aten.linear.default})
-    if others and line.wide:
+    if others and line.wide and recipe.integer is None:
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
         return replace(choice, reason=reason)
     if line.wide and _chooses(node):
@@ -117,6 +120,8 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     for method in recipe.methods:
         scheme = method.amend(scheme, choice.shape) if isinstance(method, Amends) else scheme
     choice = replace(choice, scheme=scheme)
+    if recipe.integer is not None:
+        return replace(choice, reason=INTEGER)
     kernel, refusals = target.pick(case_of(choice, node.meta["val"].dtype))
     branch = _branch(choice, target, node.meta["val"].dtype)
     return replace(choice, kernel=kernel, notes=(*_notes(choice), *refusals), branch=branch)

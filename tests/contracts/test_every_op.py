@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from qpass.formats import Format
 from qpass.numerics import codec
+from qpass.numerics.integer.exp2 import TABLE
 from qpass.ops import REGISTRY
 
 ROW = "int8:token:asym"
@@ -37,11 +38,47 @@ def _weight() -> tuple[Tensor, Tensor]:
     return torch.randint(-127, 128, (6, 8), dtype=torch.int8), torch.rand(6, 1) + 0.5
 
 
+def _integers() -> dict[str, list[tuple[Any, ...]]]:
+    """Examples of the integer dialect: rows, codes, dyadic vectors."""
+    row = torch.randint(-(2**28), 2**28, (2, 3, 8)).int(), torch.randint(0, 30, (2, 3, 1)).int()
+    heads = torch.randint(-(2**28), 2**28, (2, 4, 5, 8)).int(), torch.randint(0, 30, (2, 4, 5, 1)).int()
+    vector = torch.randint(2**14, 2**15, (8,)).int(), torch.randint(0, 4, (8,)).int(), torch.tensor([9]).int()
+    one, table = [part[:1] for part in vector], torch.tensor(TABLE).int()
+    codes = REGISTRY["integer_quantize"].call(*row, 8, False)
+    even, _, m, k = REGISTRY["integer_quantize"].call(*heads, 8, True)
+    cache = REGISTRY["integer_pack"].call(heads[0][:, :2], heads[1][:, :2], 8)
+    weight = torch.randint(-127, 128, (8, 8)).to(torch.int8)
+    angle = torch.randint(-(2**14), 2**14, (2, 1, 5, 8)).to(torch.int16)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    ids, held = torch.randint(0, 6, (2, 3)), torch.randint(-9, 9, (6, 8)).to(torch.int16)
+    sums = weight.sum(1, dtype=torch.int32)
+    symmetric = codes[0], None, *codes[2:]
+    return {
+        "integer_activation": [(*row, "silu", *vector, table), (*row, "gelu", *one, table)],
+        "integer_add": [(*row, *row)],
+        "integer_attention": [(even, m, k, cache, cache, mask, False, table, 20000, 15, 8, 0),
+                              (even, m, k, cache, cache, None, True, table, 20000, 15, 8, 400000)],
+        "integer_embedding": [(ids, held, vector[0][:6], vector[1][:6])],
+        "integer_gated": [(*row, *row, "silu", *one, table), (*row, *row, "quick_gelu", *vector, table)],
+        "integer_layer_norm": [(*row, *vector, vector[0], one[2], 17000, 20),
+                               (*row, None, None, None, None, None, 17000, 20)],
+        "integer_linear": [(*codes, weight, *vector, sums, vector[0], one[2], 12),
+                           (*symmetric, weight, *vector, None, None, None, 12)],
+        "integer_logits": [row],
+        "integer_merge_heads": [heads],
+        "integer_pack": [(*heads, 8), (*heads, 4)],
+        "integer_quantize": [(*row, 8, False), (*row, 4, True)],
+        "integer_rms_norm": [(*row, *vector, 17000, 20), (*row, None, None, None, 17000, 20)],
+        "integer_rotary": [(*heads, angle, angle), (*heads, angle, angle, True)],
+    }
+
+
 def _examples() -> dict[str, list[tuple[Any, ...]]]:
     x, w, q = _float(2, 3, 8), _float(8), _float(2, 4, 5, 8)
     kv, mask = _float(2, 2, 5, 8), _float(2, 1, 5, 5)
     codes, scale = _weight()
     return {
+        **_integers(),
         "activation": [(x, "silu"), (x, "relu_squared"), (x, "gelu", w)],
         "activation_quantize": [(x, "gelu", None, ROW), (x, "quick_gelu", w, ROW)],
         "attention": [(q, kv, kv, mask), (q, q, q, None, True, 0.3), (q, kv, kv, None)],

@@ -1,0 +1,100 @@
+"""generate() of an integer-only model: tokens are drawn by integers, as a logits processor of transformers.
+
+Greedy search needs nothing: the float32 logits of the shell hold the integers exactly. For sampling, this processor
+takes the scores back to those integers, draws, and leaves one token that is possible.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from qpass.errors import InputError, UnsupportedError
+from qpass.numerics.integer.dyadic import fit_one
+from qpass.numerics.integer.random import random_words
+from qpass.numerics.integer.sampler import TABLE, draw, keep_top_k, keep_top_p, weights
+
+_LOG2E = 1.4426950408889634
+_TOP_K = 50  # transformers' own default
+_OURS = ("temperature", "top_k", "top_p")
+
+
+class IntegerSampler(LogitsProcessor):
+    """Draws a token with integers alone and makes it the only one possible, so that greedy search takes it.
+
+    The draw depends on the seed, the number of tokens so far and the row, so it is the same on any machine and for
+    any batch that the row stands in at that place.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        temperature: above 0.
+        top_k: keep this many; 0 for all.
+        top_p: keep the least set with this share; 1 for all.
+    """
+
+    def __init__(self, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None:
+        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+            raise InputError(f"temperature is {temperature!r}", fix="pass a number above 0, or do_sample=False")
+        if not 0 < top_p <= 1 or top_k < 0 or not 0 <= seed < 1 << 64:
+            raise InputError(f"top_p {top_p!r}, top_k {top_k!r}, seed {seed!r}",
+                             fix="pass 0 < top_p <= 1, top_k >= 0 and 0 <= seed < 2^64")  # fmt: skip
+        self.seed, self.scale = seed, fit_one(_LOG2E / temperature)
+        self.top_k, self.top_p_q16 = top_k, max(1, round(top_p * 65536))  # the likeliest always stays
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores float32 [B, V] -> 0 for the token drawn and -inf for all others."""
+        logits, exponent, possible = as_integers(scores)
+        token = self.sample(logits, exponent, possible, input_ids.shape[1])
+        return torch.full_like(scores, -torch.inf).scatter(-1, token[:, None], 0.0)
+
+    def sample(self, logits: Tensor, exponent: Tensor, possible: Tensor, step: int) -> Tensor:
+        """int64 [B]. Integers in, integers between, integers out. Arguments as ``as_integers`` gives them."""
+        table = torch.tensor(TABLE, device=logits.device)
+        p = torch.where(possible, weights(logits, exponent, *self.scale, table), 0)
+        p = keep_top_k(p, self.top_k) if self.top_k else p
+        p = keep_top_p(p, self.top_p_q16) if self.top_p_q16 < 65536 else p
+        return draw(p, random_words(self.seed, step, len(p), p.device))
+
+
+def as_integers(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x int32 [B, V], k int32 [B, 1], possible bool [B, V]) of scores = x · 2^-k, part of the shell.
+
+    Exact for the scores of an integer-only model; what other processors changed is rounded to 24 bits of the largest.
+    -inf is not possible, and takes the place of the least.
+    """
+    possible = scores > -torch.inf
+    least = torch.where(possible, scores, torch.inf).amin(-1, keepdim=True)
+    finite = torch.where(possible, scores, least).double()
+    power = torch.frexp(finite.abs().amax(-1, keepdim=True))[1]
+    k = 24 - power
+    return torch.round(torch.ldexp(finite, k)).to(torch.int32), k.to(torch.int32), possible
+
+
+def generate(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> Any:
+    """As ``transformers.GenerationMixin.generate``; with ``do_sample`` tokens are drawn by ``IntegerSampler``.
+
+    Args:
+        seed: of the draws; taken from torch's generator if None, so that ``torch.manual_seed`` decides.
+
+    Raises:
+        UnsupportedError: sampling with beams, or several sequences a prompt.
+    """
+    given = kwargs.get("generation_config") or self.generation_config
+    said = {name: kwargs.pop(name) if name in kwargs else getattr(given, name, None) for name in ("do_sample", *_OURS)}
+    if not said["do_sample"]:
+        if seed is not None:
+            raise InputError("a seed without do_sample=True", fix="pass do_sample=True, or leave seed out")
+        return super(type(self), self).generate(*args, do_sample=False, **kwargs)
+    for name in ("num_beams", "num_return_sequences"):
+        if (kwargs.get(name, getattr(given, name, None)) or 1) > 1:
+            raise UnsupportedError(f"sampling with {name} above 1 in an integer-only model",
+                                   fix="repeat the prompt as rows of the batch")  # fmt: skip
+    seed = int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed
+    top_k = _TOP_K if said["top_k"] is None else said["top_k"]
+    sampler = IntegerSampler(seed, said["temperature"] or 1.0, top_k, said["top_p"] or 1.0)
+    processors = LogitsProcessorList([*(kwargs.pop("logits_processor", None) or []), sampler])
+    return super(type(self), self).generate(*args, do_sample=False, logits_processor=processors, **kwargs)

@@ -1,0 +1,42 @@
+"""Rows with one exponent: normalize, add, bring to a common exponent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.numerics.integer.shift import msb, rsh
+
+TOP = 28
+"""A normalized row has its largest |x| in [2^28, 2^29]: 2^29 is reached by rounding only."""
+LAST = 127
+"""The largest exponent. A row that is zero has it, so that it never holds back the row it is added to."""
+
+
+def normalize(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """The same values with the largest |x| of a row at bit 28; exact where it shifts left.
+
+    Values below 2^-127 are lost.
+
+    Args:
+        x: int32 [..., C], |x| < 2^31.
+        k: int32 [..., 1].
+    """
+    largest = x.abs().amax(-1, keepdim=True)
+    wanted = torch.where(largest == 0, torch.full_like(largest, LAST), (k - msb(largest) + TOP).clamp(max=LAST))
+    return rsh(x, torch.where(largest == 0, torch.zeros_like(largest), k - wanted)), wanted
+
+
+def add(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of two rows; the coarser of the two exponents. Shapes broadcast. Result: |x| <= 2^30."""
+    a, ka = normalize(a, ka)
+    b, kb = normalize(b, kb)
+    k = torch.minimum(ka, kb)
+    return rsh(a, ka - k) + rsh(b, kb - k), k
+
+
+def align(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads with an exponent each brought to one a token. x: int32 [..., H, D]; k: [..., H, 1] -> [..., 1, 1]."""
+    x, k = normalize(x, k)
+    common = k.amin(-2, keepdim=True)
+    return rsh(x, k - common), common

@@ -1,0 +1,53 @@
+"""Activations of rows. FSBR's vector and log2(e) become one dyadic vector."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx
+
+from qpass import ops
+from qpass.numerics.integer.activation import CUBIC
+from qpass.passes.integer.dyadics import LOG2E, constant_vector, dyadic_vector
+from qpass.passes.integer.state import Row, State, name_of, refused
+
+_FACTOR = {"silu": 1.0, "quick_gelu": 1.702}
+_OTHER = ("relu", *CUBIC)
+
+
+def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
+    """The dyadic vector of the sigmoid's argument."""
+    if kind not in _FACTOR and kind not in _OTHER:
+        raise refused(f"the activation {kind!r} has no integer form", node)
+    factor = _FACTOR.get(kind, 1.0) * LOG2E
+    if smooth is None:
+        return constant_vector(state, f"integer.{kind}", factor)
+    if kind in _OTHER:
+        raise refused(f"the activation {kind!r} with a smoothing vector has no integer form", node)
+    name = name_of(smooth, node)
+    count = node.meta["val"].shape[-1]
+    return dyadic_vector(state, name, name, count, partial(_times, factor=factor), "times log2(e), as m / 2^k")
+
+
+def _times(smooth: Tensor, factor: float) -> Tensor:
+    return smooth * factor
+
+
+def activation(state: State, node: fx.Node) -> Row:
+    """The rule of qpass.activation."""
+    x, kind = state.row(node.args[0], node), str(node.args[1])
+    vector = _argument(state, node, kind, node.args[2] if len(node.args) > 2 else None)
+    args = (x.x, x.k, kind, *vector, state.table(), state.options.mode)
+    return state.rows(ops.integer_activation, *args, like=node)
+
+
+def gated(state: State, node: fx.Node) -> Row:
+    """The rule of qpass.gated."""
+    x, up, kind = state.row(node.args[0], node), state.row(node.args[1], node), str(node.args[2])
+    vector = _argument(state, node, kind, node.args[3] if len(node.args) > 3 else None)
+    args = (x.x, x.k, up.x, up.k, kind, *vector, state.table(), state.options.mode)
+    return state.rows(ops.integer_gated, *args, like=node)
+
+
+RULES = {ops.activation: activation, ops.gated: gated}

@@ -1,0 +1,235 @@
+"""An integer-only model: legal, guarded, the same bits however it is run, near the float model, and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qpass
+from qpass import pipeline
+from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
+from qpass.graph.program import Program, copy_graph
+from qpass.numerics.integer.logits import argmax
+from qpass.recipe import Recipe
+
+aten = torch.ops.aten
+RECIPE = {"preset": "int-only-w8a8", "integer": {"context": 48}}
+
+
+def model(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[tuple[Any, Any, Any]]:
+    """(float model, trace, integer-only model on the reference target)."""
+    with torch.no_grad():
+        torch.manual_seed(0)
+        float_model = model()
+        trace = qpass.trace(float_model, RECIPE, target="reference")
+        yield float_model, trace, pipeline.build(float_model, trace, target="reference")
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def chunks(compiled: Any, ids: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, ...]:
+    """Logits and exponents of all positions, fed in pieces; and the cache."""
+    call, cache, found = compiled._qpass_call, None, []
+    for part in ids.split(sizes, 1):
+        flat = call.flatten((), {"input_ids": part})
+        if cache:
+            past = cache[0].shape[2]
+            flat[1] = torch.ones(len(ids), past + part.shape[1], dtype=torch.int64)
+            flat[2] = torch.arange(past, past + part.shape[1]).expand(len(ids), -1)
+            flat[4:] = cache
+        flat[3] = torch.arange(part.shape[1])
+        logits, exponent, *cache = compiled._qpass_runner(*flat)
+        found.append((logits, exponent))
+    return (*(torch.cat(parts, 1) for parts in zip(*found)), *cache)
+
+
+def test_every_value_and_weight_is_an_integer(made: Any) -> None:
+    _, trace, compiled = made
+    for stage in ("INTEGER", "LOWERED"):
+        assert qpass.verify_integer_only(trace[stage]) is trace[stage]
+    assert list(trace.stages) == ["CAPTURED", "NORMAL", "RAISED", "PLANNED", "SOLVED", "INTEGER", "LOWERED"]
+    assert {buffer.dtype for buffer in compiled.buffers()} <= {torch.int8, torch.int16, torch.int32}
+    with pytest.raises(VerifyError, match=r"the parameter is torch.float32"):
+        qpass.verify_integer_only(trace["SOLVED"])
+
+
+@pytest.mark.parametrize("miss", ["cast", "op", "literal", "parameter"])
+def test_one_float_anywhere_is_found(made: Any, miss: str) -> None:
+    program: Program = made[1]["INTEGER"]
+    graph, _ = copy_graph(program.graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    logits = output.args[0][0]
+    value = logits.meta["val"]
+    with graph.inserting_before(output), value.fake_mode:
+        if miss == "cast":
+            new = graph.call_function(aten._to_copy.default, (logits,), {"dtype": torch.float32})
+            new.meta["val"] = value.float()
+        elif miss == "op":
+            new = graph.call_function(aten.div.Tensor_mode, (logits, logits), {"rounding_mode": "trunc"})
+            new.meta["val"] = value
+        elif miss == "literal":
+            new = graph.call_function(aten.add.Tensor, (logits, 0.5))
+            new.meta["val"] = value
+        else:
+            new = graph.create_node("get_attr", "model.norm.weight")
+            new.meta["val"] = value
+    new.meta["name"] = "missed"
+    output.args = ([new, *output.args[0][1:]],)
+    with pytest.raises(VerifyError, match="in an integer-only program"):
+        qpass.verify_integer_only(replace(program, graph=graph))
+
+
+def test_the_guard_sees_floats_and_a_run_has_none(made: Any) -> None:
+    float_model, _, compiled = made
+    ids = torch.randint(2, 96, (2, 6))
+    with qpass.integer_guard(compiled):
+        compiled(ids)
+    with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
+        torch.ones(2, dtype=torch.int32) / 2
+    with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
+        torch.ones(2, dtype=torch.int32).to(torch.float32)
+    with pytest.raises(InputError, match="the model is not integer-only"), qpass.integer_guard(float_model):
+        pass
+    compiled._qpass_runner.register_buffer("stray", torch.zeros(1))
+    with pytest.raises(VerifyError, match="the weight stray is float32"), qpass.integer_guard(compiled):
+        pass
+    del compiled._qpass_runner.stray
+
+
+def test_the_same_bits_in_one_go_in_chunks_and_token_by_token(made: Any) -> None:
+    compiled, ids = made[2], torch.randint(2, 96, (2, 12))
+    whole = digest(*chunks(compiled, ids, [12]))
+    for sizes in ([5, 7], [1] * 12, [3, 1, 8]):
+        assert digest(*chunks(compiled, ids, sizes)) == whole, sizes
+
+
+def test_the_same_bits_in_any_batch_and_behind_padding(made: Any) -> None:
+    compiled, ids = made[2], torch.randint(2, 96, (5, 9))
+    whole = chunks(compiled, ids, [9])
+    for rows in (slice(0, 1), slice(1, 3), slice(4, 5)):
+        assert digest(*chunks(compiled, ids[rows], [9])) == digest(*(part[rows] for part in whole))
+    padded, mask = torch.cat([torch.zeros(5, 3, dtype=torch.int64), ids], 1), torch.ones(5, 12, dtype=torch.int64)
+    mask[:, :3] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found = qpass.integer_logits(compiled, input_ids=padded, attention_mask=mask, position_ids=positions)
+    assert all(torch.equal(one[:, 3:], two) for one, two in zip(found, whole))
+
+
+def test_error_is_that_of_rounding_inputs_and_weights(made: Any) -> None:
+    """Against fake quantization of the same linears; attention's 8 bits are the integer model's alone."""
+    float_model, trace, compiled = made
+    recipe, target = Recipe.parse({"linears": {"*": "w8a8-int8"}}), pipeline.load_target("reference")
+    fake = pipeline.build(float_model, pipeline.run(trace["CAPTURED"], recipe, target), target="reference")
+    ids = torch.randint(2, 96, (8, 24))
+    want = float_model(ids).logits
+    errors = [float((each(ids).logits - want).norm() / want.norm()) for each in (compiled, fake)]
+    assert errors[0] <= 0.02 and errors[0] <= 1.5 * errors[1], errors
+
+
+def test_greedy_is_the_argmax_of_the_integers(made: Any) -> None:
+    compiled, ids = made[2], torch.randint(2, 96, (2, 5))
+    mask = torch.ones_like(ids)
+    out = compiled.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    for step in range(5, 11):
+        logits, _ = qpass.integer_logits(compiled, input_ids=out[:, :step])
+        assert torch.equal(argmax(logits[:, -1]), out[:, step])
+
+
+def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
+    compiled, ids = made[2], torch.randint(2, 96, (3, 5))
+    options = {"max_new_tokens": 8, "do_sample": True, "temperature": 1.5, "eos_token_id": None}
+
+    def run(rows: torch.Tensor, **more: Any) -> torch.Tensor:
+        return compiled.generate(rows, attention_mask=torch.ones_like(rows), **{**options, **more})
+
+    whole = run(ids, seed=5)
+    assert torch.equal(run(ids, seed=5), whole) and torch.equal(run(ids[:2], seed=5), whole[:2])
+    assert not torch.equal(run(ids, seed=6), whole)
+    torch.manual_seed(1)
+    one = run(ids)
+    torch.manual_seed(1)
+    assert torch.equal(run(ids), one)
+    greedy = run(ids, do_sample=False, temperature=None)
+    assert torch.equal(run(ids, seed=9, top_k=1), greedy) and torch.equal(run(ids, seed=9, top_p=1e-6), greedy)
+    with pytest.raises(InputError, match=r"a seed without do_sample=True"):
+        run(ids, do_sample=False, seed=1)
+    with pytest.raises(UnsupportedError, match="sampling with num_beams above 1"):
+        run(ids, num_beams=2)
+    with pytest.raises(InputError, match="temperature is -1"):
+        run(ids, temperature=-1)
+
+
+def test_beyond_the_context_nothing_runs(made: Any) -> None:
+    compiled = made[2]
+    with pytest.raises(InputError, match=r"49 tokens, past and new, where .* tables for 48"):
+        compiled(torch.ones(1, 49, dtype=torch.int64))
+    with pytest.raises(InputError, match="`position_ids` up to 48"):
+        compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
+
+
+@pytest.mark.parametrize(
+    ("linears", "message"),
+    [
+        ({"*": "w8a8-fp8"}, "the weight format e4m3:channel"),
+        ({"*": "w8a16"}, "the input format float in an integer-only program"),
+        ({"*": "w4a4"}, "the weight format int4:channel:asym"),
+        ({"lm_head": "keep", "*": "w8a8-int8"}, "a linear that stays in float"),
+    ],
+)
+def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str, str], message: str) -> None:
+    recipe, target = Recipe.parse({"integer": True, "linears": linears}), pipeline.load_target("reference")
+    with pytest.raises(UnsupportedError, match=message):
+        pipeline.run(made[1]["CAPTURED"], recipe, target, until="INTEGER")
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [("relu2", "'relu_squared' has no integer form"), ("tanh", r"tanh has no integer form \(at .*act_fn, File")],
+)
+def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
+
+
+@pytest.mark.parametrize("word", ["int-only-w8a8", "int-only-w4a8", "int-only-w6a6", "int-only-w4a4"])
+def test_recipes_are_plain_data(word: str) -> None:
+    recipe = Recipe.parse(word)
+    again = Recipe.parse(recipe.as_dict())
+    assert recipe.integer is not None and again.integer == recipe.integer and again.lines == recipe.lines
+    more = Recipe.parse({"preset": word, "integer": {"context": 64, "clip": 15}})
+    assert more.integer is not None and (more.integer.context, more.integer.clip) == (64, 15)
+    assert Recipe.parse(f"smoothquant+{word}").integer == recipe.integer
+    assert Recipe.parse("w8a8-int8").integer is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "exact"}, "mode is 'exact'"),
+        ({"contxt": 5}, "unknown option 'contxt'.*use 'context'"),
+        ("yes", "no set of options"),
+        ({"attention": 9}, "attention is 9"),
+        ({"embedding": 4}, "embedding is 4"),
+        ({"clip": -1}, "clip is -1"),
+        ({"context": 0}, "context is 0"),
+    ],
+)
+def test_bad_options(options: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse({"integer": options, "linears": {"*": "w8a8-int8"}})

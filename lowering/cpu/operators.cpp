@@ -2,4 +2,7 @@
 #include "library.h"
 #include "ops_attention.h"
 #include "ops_int8.h"
+#include "ops_integer_attention.h"
+#include "ops_integer_linear.h"
+#include "ops_integer_rows.h"
 #include "ops_weight.h"

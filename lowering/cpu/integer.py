@@ -130,6 +130,12 @@ def _rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = 
     return _ops().integer_rotary(x, k, cos, sin)
 
 
+def _refuses_cache(past: Tensor, added: Tensor) -> str | None:
+    if past.dtype != torch.int8 or past.dim() != 4:
+        return ""  # of a float cache, which the compiler joins with what is around it
+    return kernels.available()
+
+
 def _plain(name: str) -> Callable[..., Any]:
     return lambda *args: getattr(_ops(), name)(*args)
 
@@ -142,6 +148,7 @@ _VNNI = "VNNI dot products, with AMX its tiles from 9 rows on; the dyadic factor
 _HEADS = "int8 scores and weighted values by VNNI; keys and values are read once for all query heads that share them"
 
 PROVIDERS: dict[str, Provider] = {
+    "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
     "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
     "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
     "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),

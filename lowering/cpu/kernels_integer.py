@@ -57,6 +57,11 @@ def _rotated(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Te
     return _like(x, x.shape[-1], torch.int32), torch.empty_like(k)
 
 
+def _appended(past: Tensor, added: Tensor) -> Tensor:
+    batch, heads, rows, width = added.shape
+    return added.new_empty((batch, heads, past.shape[2] + rows, width))
+
+
 def _linear(codes, zero, m, k, w_packed, w_mantissa, w_shift, w_exponent, w_sum, bias, bias_exponent, up, n):  # type: ignore[no-untyped-def]
     return _like(codes, n, torch.int32), k.new_empty(k.shape)
 
@@ -73,7 +78,7 @@ FAKES = {
     "integer_activation_quantize": _to_codes, "integer_gated": _to_rows, "integer_gated_quantize": _to_codes,
     "integer_merge_heads": _merged, "integer_merge_heads_quantize": _merged_codes, "integer_rotary": _rotated,
     "integer_rotary_quantize": _to_codes, "integer_rotary_pack": _to_cache, "integer_logits": _to_rows,
-    "integer_linear": _linear, "integer_attention": _attention,
+    "cache_update": _appended, "integer_linear": _linear, "integer_attention": _attention,
 }  # fmt: skip
 """Operator -> shapes of its results."""
 

@@ -224,6 +224,14 @@ def test_attention_reads_any_strides() -> None:
     check("integer_attention", *mixed, mask, False, TABLE_T, *fit_one(0.3), 8, 0, "precise")
 
 
+def test_cache() -> None:
+    past, new = (torch.randint(-128, 128, shape).to(torch.int8) for shape in ((2, 3, 50, 10), (2, 3, 4, 10)))
+    check("cache_update", past, new)
+    check("cache_update", past[:, :, :0], new)
+    check("cache_update", past[:, :, ::2, :6], new.transpose(1, 2).contiguous().transpose(1, 2)[..., :6])
+    assert PROVIDERS["cache_update"].refuses(past.float(), new.float()) == ""
+
+
 def test_attention_of_saturated_codes() -> None:
     """All codes at their ends and all weights equal: the largest sums that there are."""
     q = torch.full((1, 1, 2, 64), 127, dtype=torch.int8)

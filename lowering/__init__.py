@@ -81,14 +81,16 @@ class Join:
     """Two operators of a target that it has as one.
 
     Attributes:
-        producer, consumer: names under ``torch.ops``; the consumer's first two arguments are the producer's results.
+        producer, consumer: names under ``torch.ops``.
         op: takes the producer's arguments, then the rest of the consumer's; gives what the consumer gives.
+        reads: which arguments of the consumer are the producer's results, in order; one result is no tuple.
         keeps: it gives the producer's results first, so that others may read them.
     """
 
     producer: str
     consumer: str
     op: str
+    reads: tuple[int, ...] = (0, 1)
     keeps: bool = False
 
 

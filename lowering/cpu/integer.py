@@ -15,6 +15,7 @@ from qpass.graph.program import Derived
 from qpass.lowering import Join, Provider
 from qpass.lowering.cpu import kernels
 from qpass.numerics.integer.attention import score_room
+from qpass.numerics.integer.embedding import embedding
 from qpass.numerics.integer.norm import WIDEST, width_root
 
 KINDS = {"relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3}
@@ -97,8 +98,6 @@ def _layer_norm(x: Tensor, k: Tensor, m: Any, shift: Any, e: Any, bias: Any, bia
 def _refuses_activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> str | None:
     if kind not in KINDS:
         return f"it has no {kind}"
-    if tuple(k.shape[:-1]) != tuple(x.shape[:-1]):
-        return "it takes an exponent for each row"
     return _mode(rest[-1])
 
 
@@ -149,6 +148,7 @@ _HEADS = "int8 scores and weighted values by VNNI; keys and values are read once
 
 PROVIDERS: dict[str, Provider] = {
     "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
+    "integer_embedding": Provider("inductor.gather", "rows of a table, times their mantissas", lambda *args: None, embedding),
     "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
     "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
     "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
@@ -165,5 +165,7 @@ JOINS = (
     *(Join(f"qpass_cpu.{first}", "qpass_cpu.integer_quantize", f"qpass_cpu.{first}_quantize")
       for first in ("integer_norm", "integer_activation", "integer_gated", "integer_merge_heads", "integer_rotary")),
     Join("qpass_cpu.integer_rotary", "qpass_cpu.integer_pack", "qpass_cpu.integer_rotary_pack"),
-    Join("qpass_cpu.integer_add", "qpass_cpu.integer_norm_quantize", "qpass_cpu.integer_add_norm_quantize", True),
+    Join("qpass_cpu.integer_add", "qpass_cpu.integer_norm_quantize", "qpass_cpu.integer_add_norm_quantize", keeps=True),
+    Join("qpass_cpu.integer_rotary_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_rotary_append", reads=(1,)),
+    Join("qpass_cpu.integer_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_append", reads=(1,)),
 )  # fmt: skip

@@ -64,10 +64,16 @@ struct Activation {
     return _mm512_mask_sub_epi32(d, negative, all(1 << 15), d);
   }
 
+  // |t| log2(e) in Q15: |x| times the dyadic vector, 30 - k bits too long.
+  QPASS_INLINE_MEMBER __m512i argument(__m512i size, const ToQ15& to_q, int32_t k, int64_t i, int64_t n) const {
+    const __m512i t = mul_shift(size, w.load(w.mantissa, i, n));
+    return w.step ? to_q15(t, _mm512_add_epi32(w.load(w.shift, i, n), all(k + w.exponent - 30))) : to_q(t);
+  }
+
   // |t(x)| log2(e) in Q15 with h(x) = sigmoid(t(x)), |x| at most 6.
-  QPASS_INLINE_MEMBER __m512i gelu_argument(__m512i size, __m512i shift) const {
+  QPASS_INLINE_MEMBER __m512i gelu_argument(__m512i size, const ToQ15& to_q) const {
     const Cubic c = cubic(kind);
-    const __m512i a = _mm512_min_epi32(to_q15(size, shift), all(6 << 12));
+    const __m512i a = _mm512_min_epi32(to_q(size), all(6 << 12));
     const __m512i square = rsh<12>(_mm512_mullo_epi32(a, a)), coarse = rsh<2>(square);
     __m512i slope = _mm512_add_epi32(all(c.c0), rsh<14>(_mm512_mullo_epi32(square, all(c.c1))));
     const __m512i fourth = rsh<16>(_mm512_mullo_epi32(coarse, coarse));
@@ -75,17 +81,17 @@ struct Activation {
     return rsh<9>(_mm512_mullo_epi32(rsh<14>(_mm512_mullo_epi32(a, slope)), all(11819)));
   }
 
+  // What brings an argument to Q15, for a row with exponent k.
+  QPASS_INLINE_MEMBER ToQ15 scale_of(int32_t k) const {
+    if (kind != kSigmoid) return ToQ15(k - 12);
+    return ToQ15(w.step ? 0 : *w.shift + k + w.exponent - 30);
+  }
+
   // x · h(x) of 16 numbers of a normalized row with exponent k, channels i to i + 16 of n.
-  QPASS_INLINE_MEMBER __m512i operator()(__m512i x, int32_t k, int64_t i, int64_t n) const {
+  QPASS_INLINE_MEMBER __m512i operator()(__m512i x, const ToQ15& to_q, int32_t k, int64_t i, int64_t n) const {
     if (kind == kRelu) return _mm512_max_epi32(x, _mm512_setzero_si512());
     const __m512i size = _mm512_abs_epi32(x);
-    __m512i z;
-    if (kind == kSigmoid) {
-      const __m512i shift = _mm512_add_epi32(w.load(w.shift, i, n), all(k + w.exponent - 30));
-      z = to_q15(mul_shift(size, w.load(w.mantissa, i, n)), shift);
-    } else {
-      z = gelu_argument(size, all(k - 12));
-    }
+    const __m512i z = kind == kSigmoid ? argument(size, to_q, k, i, n) : gelu_argument(size, to_q);
     return mul_shift(x, sigmoid(z, _mm512_movepi32_mask(x)));
   }
 };
@@ -95,20 +101,20 @@ struct Twice {
   Normal first, second;
 };
 
-QPASS_INLINE Twice twice(Extent e, int32_t k, bool again) {
+QPASS_INLINE Twice twice(Extent e, int32_t k) {
   const Normal first = normal(e.largest(), k);
-  if (!again) return {first, {0, first.k}};
   return {first, normal(shifted(e, first.shift).largest(), first.k)};
 }
 
 // dst = x · h(x), rows to rows.
 static int32_t activated_row(const int32_t* x, int32_t k, int64_t n, Activation act, int32_t* dst,
                              Extent* seen) {
-  const Normal to = act.kind == kRelu ? Normal{0, k} : normal(extent_of(x, n).largest(), k);
+  const Normal to = normal(extent_of(x, n).largest(), k);
   const Shift shift(to.shift);
+  const ToQ15 to_q = act.scale_of(to.k);
   ExtentLanes lanes;
   for (int64_t i = 0; i < n; i += 16) {
-    const __m512i v = act(shift(load_row(x, i, n)), to.k, i, n);
+    const __m512i v = act(shift(load_row(x, i, n)), to_q, to.k, i, n);
     lanes.see(v);
     store_row(dst, i, n, v);
   }
@@ -119,12 +125,13 @@ static int32_t activated_row(const int32_t* x, int32_t k, int64_t n, Activation 
 // dst = x · h(x) · up, rows to rows.
 static int32_t gated_row(const int32_t* x, int32_t k, const int32_t* up, int32_t k_up, int64_t n,
                          Activation act, int32_t* dst, Extent* seen) {
-  const Twice to = twice(extent_of(x, n), k, act.kind != kRelu);
+  const Twice to = twice(extent_of(x, n), k);
   const Normal other = normal(extent_of(up, n).largest(), k_up);
   const Shift first(to.first.shift), second(to.second.shift), ups(other.shift);
+  const ToQ15 to_q = act.scale_of(to.second.k);
   ExtentLanes lanes;
   for (int64_t i = 0; i < n; i += 16) {
-    const __m512i y = act(second(first(load_row(x, i, n))), to.second.k, i, n);
+    const __m512i y = act(second(first(load_row(x, i, n))), to_q, to.second.k, i, n);
     const __m512i v = mul_high(y, ups(load_row(up, i, n)));
     lanes.see(v);
     store_row(dst, i, n, v);

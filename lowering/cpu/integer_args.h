@@ -36,6 +36,7 @@ struct RowCall {
   int32_t *sum = nullptr, *sum_k = nullptr;  // of a and b, before a norm
   int32_t *out = nullptr, *out_k = nullptr;
   int8_t* codes = nullptr;
+  int64_t skip = 0, every = 1;  // rows that are left out before each `every` rows of codes: those of a cache
   int32_t *zero = nullptr, *m = nullptr, *codes_k = nullptr;
   int64_t bits = 8;
   bool symmetric = true;

@@ -45,12 +45,13 @@ class Head {
       : a_(a), b_(batch), h_(head), blocks_((a.length + 15) / 16), d64_(up_to(a.d, 64)), v64_(up_to(a.dv, 64)) {
     const int64_t keys = blocks_ * 16;
     const int64_t sizes[] = {keys * d64_, keys * v64_, keys * 4, keys * 4, keys * 4, keys * 4, keys * 4,
-                             kTile * d64_, kTile * keys * 4, kTile * keys, kTile * keys, kTile * blocks_ * 2};
+                             kTile * d64_, kTile * keys * 4, kTile * keys, kTile * keys, kTile * blocks_ * 2,
+                             keys * 4, keys * 4, keys * 4, keys * 4};
     int64_t whole = 0;
     for (int64_t size : sizes) whole += up_to(size, 64);
     char* at = static_cast<char*>(thread_scratch(whole));
-    void* parts[12];
-    for (int i = 0; i < 12; at += up_to(sizes[i], 64), ++i) parts[i] = at;
+    void* parts[16];
+    for (int i = 0; i < 16; at += up_to(sizes[i], 64), ++i) parts[i] = at;
     keys_ = static_cast<int8_t*>(parts[0]), values_ = static_cast<int8_t*>(parts[1]);
     base_ = static_cast<int32_t*>(parts[2]);
     km_ = static_cast<int32_t*>(parts[3]), kk_ = static_cast<int32_t*>(parts[4]);
@@ -58,6 +59,7 @@ class Head {
     q_ = static_cast<uint8_t*>(parts[7]), scores_ = static_cast<int32_t*>(parts[8]);
     high_ = static_cast<uint8_t*>(parts[9]), low_ = static_cast<uint8_t*>(parts[10]);
     kept_ = static_cast<__mmask16*>(parts[11]);
+    for (int i = 0; i < 4; ++i) counts_[i] = static_cast<int32_t*>(parts[12 + i]);
     const int8_t* k = a.keys + batch * a.key_b + head * a.key_h;
     const int8_t* v = a.values + batch * a.value_b + head * a.value_h;
     pack_keys(k);
@@ -208,32 +210,50 @@ class Head {
     }
   }
 
+  // Shift counts k - least, less `more` bits, for all keys. One that the row does not see may have a lower exponent: its
+  // number is never read, and must not wrap.
+  void counts(const int32_t* k, int32_t least, int32_t more, int32_t* shift, int32_t* half) const {
+    for (int64_t key = 0; key < blocks_ * 16; key += 16) {
+      __m512i s = _mm512_sub_epi32(_mm512_load_si512(k + key), all(least - more));
+      s = _mm512_min_epi32(_mm512_max_epi32(s, _mm512_setzero_si512()), all(31));
+      _mm512_store_si512(shift + key, s);
+      _mm512_store_si512(half + key, half_of(s));
+    }
+  }
+
   // Scores of one row to the two bytes of its weights, zero where masked; their sum and the sum of the numerators.
-  void weights(Row& row, int64_t r, const Span& span) const {
+  void weights(Row& row, int64_t r, const Span& span) {
     int32_t* scores = scores_ + r * blocks_ * 16;
     const __mmask16* kept = kept_ + r * blocks_;
-    const __m512i up = all(row.least_k + a_.up), floor = all(-a_.up);
+    // RSH(p, k - least - up) is RSH(p · 2^up, k - least): |p| · 2^up <= 2^29, and half of the shift may be added
+    const int32_t up = a_.up > 0 ? a_.up : 0;
+    if (known_k_ != row.least_k) counts(kk_, known_k_ = row.least_k, up - a_.up, counts_[0], counts_[1]);
+    if (known_v_ != row.least_v) counts(vk_, known_v_ = row.least_v, 8, counts_[2], counts_[3]);
+    const __m128i left = _mm_cvtsi32_si128(up);
     __m512i top = all(-INT32_MAX);
     for (int64_t block = span.first; block < span.last; ++block) {
-      const __m512i m = _mm512_load_si512(km_ + block * 16), k = _mm512_load_si512(kk_ + block * 16);
-      const __m512i shift = _mm512_max_epi32(_mm512_sub_epi32(k, up), floor);
-      const __m512i score = rsh_each(_mm512_mullo_epi32(_mm512_load_si512(scores + block * 16), m), shift);
+      const int64_t key = block * 16;
+      const __m512i wide = _mm512_mullo_epi32(_mm512_load_si512(scores + key), _mm512_load_si512(km_ + key));
+      const __m512i sum = _mm512_add_epi32(_mm512_sll_epi32(wide, left), _mm512_load_si512(counts_[1] + key));
+      const __m512i score = _mm512_srav_epi32(sum, _mm512_load_si512(counts_[0] + key));
       _mm512_store_si512(scores + block * 16, score);
       top = _mm512_mask_max_epi32(top, kept[block], top, score);
     }
     top = all(_mm512_reduce_max_epi32(top));
     const Exp2 exp2(a_.table);
-    const __m512i c = all(row.c_mantissa), shift = all(row.c_exponent - 30), fold = all(8 - row.least_v);
+    const ToQ15 to_q(row.c_exponent - 30);
+    const __m512i c = all(row.c_mantissa);
     const __m512i clip = all(a_.clip > 0 ? a_.clip : INT32_MAX), zero = _mm512_setzero_si512();
     __m512i total = zero, sum = zero;
     for (int64_t block = span.first; block < span.last; ++block) {
       __mmask16 some = kept[block];
       const __m512i distance = _mm512_maskz_sub_epi32(some, top, _mm512_load_si512(scores + block * 16));
-      const __m512i z = to_q15(mul_shift(distance, c), shift);
+      const __m512i z = to_q(mul_shift(distance, c));
       some &= _mm512_cmplt_epi32_mask(z, clip);
       const __m512i e = _mm512_maskz_mov_epi32(some, exp2(z));
-      const __m512i places = _mm512_max_epi32(_mm512_add_epi32(_mm512_load_si512(vk_ + block * 16), fold), zero);
-      const __m512i folded = rsh_right(_mm512_mullo_epi32(e, _mm512_load_si512(vm_ + block * 16)), places);
+      const __m512i wide = _mm512_mullo_epi32(e, _mm512_load_si512(vm_ + block * 16));
+      const __m512i folded = _mm512_srav_epi32(_mm512_add_epi32(wide, _mm512_load_si512(counts_[3] + block * 16)),
+                                               _mm512_load_si512(counts_[2] + block * 16));
       total = _mm512_add_epi32(total, e);
       sum = _mm512_add_epi32(sum, folded);
       const int64_t at = r * blocks_ * 16 + block * 16;
@@ -311,6 +331,8 @@ class Head {
   int32_t *base_, *km_, *kk_, *vm_, *vk_, *scores_;
   uint8_t *q_, *high_, *low_;
   __mmask16* kept_;
+  int32_t* counts_[4];  // shift and half of each key's score, of each value's weight
+  int32_t known_k_ = INT32_MIN, known_v_ = INT32_MIN;  // the least exponents that they are for
   Row rows_[kTile];
 };
 

@@ -13,27 +13,26 @@ QPASS_INLINE __mmask16 first_of(int64_t count) {
 
 QPASS_INLINE int32_t clamp32(int32_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
 
-// RSH by one count for many numbers.
+// RSH by one count for many numbers, |a| < 2^31 - 1: ((a >> (k - 1)) + 1) >> 1.
 struct Shift {
-  __m128i right, before, left;
-  __m512i carries;
+  __m128i count;
+  bool right;
   explicit QPASS_INLINE_MEMBER Shift(int32_t k)
-      : right(_mm_cvtsi32_si128(clamp32(k, 0, 31))),
-        before(_mm_cvtsi32_si128(k > 31 ? 31 : k > 0 ? k - 1 : 0)),
-        left(_mm_cvtsi32_si128(clamp32(k == INT32_MIN ? 31 : -k, 0, 31))),
-        carries(all(k > 0)) {}
+      : count(_mm_cvtsi32_si128(k > 0 ? clamp32(k - 1, 0, 31) : k < -31 ? 31 : -k)), right(k > 0) {}
   QPASS_INLINE_MEMBER __m512i operator()(__m512i a) const {
-    __m512i carry = _mm512_and_si512(_mm512_sra_epi32(a, before), carries);
-    return _mm512_sll_epi32(_mm512_add_epi32(_mm512_sra_epi32(a, right), carry), left);
+    if (!right) return _mm512_sll_epi32(a, count);
+    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_sra_epi32(a, count), all(1)), 1);
   }
 };
 
-// RSH by a count known when compiling, 1 to 31.
+// RSH by a count known when compiling, 1 to 31, of numbers that adding half does not wrap.
 template <int kCount>
 QPASS_INLINE __m512i rsh(__m512i a) {
-  __m512i carry = _mm512_and_si512(_mm512_srai_epi32(a, kCount - 1), all(1));
-  return _mm512_add_epi32(_mm512_srai_epi32(a, kCount), carry);
+  return _mm512_srai_epi32(_mm512_add_epi32(a, all(1 << (kCount - 1))), kCount);
 }
+
+// 2^(k - 1), what RSH adds before it shifts; 0 for k = 0 and beyond 32.
+QPASS_INLINE __m512i half_of(__m512i k) { return _mm512_srli_epi32(_mm512_sllv_epi32(all(1), k), 1); }
 
 // RSH by a count of each lane's own that is not negative. The shifts take any count: from 32 on, the sign is left.
 QPASS_INLINE __m512i rsh_right(__m512i a, __m512i k) {
@@ -49,7 +48,7 @@ QPASS_INLINE __m512i rsh_each(__m512i a, __m512i k) {
   return _mm512_sllv_epi32(rsh_right(a, _mm512_max_epi32(k, zero)), left);
 }
 
-// RSH(a · b, 15).
+// RSH(a · b, 15) for |b| < 2^16: the product of the low part, 15 bits, takes half of 2^15 more without a wrap.
 QPASS_INLINE __m512i mul_shift(__m512i a, __m512i b) {
   __m512i low = _mm512_mullo_epi32(_mm512_and_si512(a, all(32767)), b);
   return _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srai_epi32(a, 15), b), rsh<15>(low));
@@ -62,7 +61,7 @@ QPASS_INLINE __m512i mul_high(__m512i a, __m512i b) {
   __m512i bh = _mm512_srai_epi32(b, 15), bl = _mm512_and_si512(b, mask);
   __m512i middle = _mm512_add_epi32(_mm512_mullo_epi32(ah, bl), _mm512_mullo_epi32(bh, al));
   middle = _mm512_add_epi32(middle, _mm512_srai_epi32(_mm512_mullo_epi32(al, bl), 15));
-  return _mm512_add_epi32(_mm512_mullo_epi32(ah, bh), rsh<15>(middle));
+  return _mm512_add_epi32(_mm512_mullo_epi32(ah, bh), rsh<15>(middle));  // |middle| <= 2^30
 }
 
 constexpr int32_t kOctaves = 1 << 20;  // 32 octaves in Q15, where 2^-z is 0
@@ -76,6 +75,23 @@ QPASS_INLINE __m512i to_q15(__m512i u, __m512i shift) {
   wide = _mm512_min_epi32(_mm512_sllv_epi32(wide, first), most);
   return _mm512_min_epi32(_mm512_sllv_epi32(wide, _mm512_sub_epi32(left, first)), most);
 }
+
+// The same by one count.
+struct ToQ15 {
+  __m512i each, half;
+  __m128i count;
+  bool left;
+  explicit QPASS_INLINE_MEMBER ToQ15(int32_t shift)
+      : each(all(shift)),
+        half(all(shift > 0 && shift < 32 ? static_cast<int32_t>(1u << (shift - 1)) : 0)),
+        count(_mm_cvtsi32_si128(shift < 0 ? 0 : shift > 32 ? 32 : shift)),
+        left(shift < 0) {}
+  QPASS_INLINE_MEMBER __m512i operator()(__m512i u) const {
+    if (left) return to_q15(u, each);
+    // u and half are 30 bits each: their sum has no sign
+    return _mm512_min_epi32(_mm512_srl_epi32(_mm512_add_epi32(u, half), count), all(kOctaves));
+  }
+};
 
 // 2^-z: the table of 32 octave parts in registers.
 struct Exp2 {
@@ -92,7 +108,8 @@ struct Exp2 {
     __m512i top = _mm512_permutex2var_epi32(high[0], index, high[1]);
     __m512i bottom = _mm512_permutex2var_epi32(low[0], index, low[1]);
     __m512i part = _mm512_mullo_epi32(_mm512_sub_epi32(top, bottom), _mm512_and_si512(z, all(1023)));
-    return rsh_right(_mm512_sub_epi32(top, rsh<10>(part)), _mm512_srli_epi32(z, 15));
+    const __m512i octave = _mm512_srli_epi32(z, 15);
+    return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(top, rsh<10>(part)), half_of(octave)), octave);
   }
 };
 

@@ -83,7 +83,8 @@ class Rows {
     if (c_.emit == kEmitRows) {
       c_.out_k[row] = k;
     } else if (c_.emit == kEmitPacked) {
-      pack_row(x, k, seen, width_, format_, c_.codes + row * (width_ + 2));
+      const int64_t at = row + (row / c_.every + 1) * c_.skip;
+      pack_row(x, k, seen, width_, format_, c_.codes + at * (width_ + 2));
     } else {
       const RowScale scale = quantize_row(x, k, seen, width_, format_, c_.codes + row * width_);
       c_.zero[row] = scale.zero, c_.m[row] = scale.m, c_.codes_k[row] = scale.k;

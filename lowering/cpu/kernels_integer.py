@@ -5,7 +5,8 @@ and of threads. Rows are x int32 [..., n] and k int32 [..., 1], of any strides; 
 
 ``integer_norm`` is RMSNorm or LayerNorm: ``norm`` holds the dyadic of n · eps, round(sqrt(n) · 2^places), places, and
 whether the mean is taken off first. ``integer_linear`` takes weights as ``kernels.pack_int8_weight`` packs them.
-``*_quantize`` and ``*_pack`` are an operator and the requantization behind it in one visit to each row.
+``*_quantize`` and ``*_pack`` are an operator and the requantization behind it in one visit to each row, ``*_append`` puts it behind the rows of a
+cache.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def _rotated(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Te
 
 
 def _appended(past: Tensor, added: Tensor) -> Tensor:
-    batch, heads, rows, width = added.shape
-    return added.new_empty((batch, heads, past.shape[2] + rows, width))
+    return past.new_empty((*past.shape[:2], past.shape[2] + added.shape[2], past.shape[3]))
+
+
+def _grown(x: Tensor, *rest: Any) -> Tensor:
+    return _appended(rest[-1], x)
 
 
 def _linear(codes, zero, m, k, w_packed, w_mantissa, w_shift, w_exponent, w_sum, bias, bias_exponent, up, n):  # type: ignore[no-untyped-def]
@@ -78,7 +82,7 @@ FAKES = {
     "integer_activation_quantize": _to_codes, "integer_gated": _to_rows, "integer_gated_quantize": _to_codes,
     "integer_merge_heads": _merged, "integer_merge_heads_quantize": _merged_codes, "integer_rotary": _rotated,
     "integer_rotary_quantize": _to_codes, "integer_rotary_pack": _to_cache, "integer_logits": _to_rows,
-    "cache_update": _appended, "integer_linear": _linear, "integer_attention": _attention,
+    "cache_update": _appended, "integer_append": _grown, "integer_rotary_append": _grown, "integer_linear": _linear, "integer_attention": _attention,
 }  # fmt: skip
 """Operator -> shapes of its results."""
 

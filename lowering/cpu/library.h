@@ -59,6 +59,8 @@ void define_integer(torch::Library& m, const std::vector<at::Tag>& tags) {
            "integer_gated" + gate + to_rows, "integer_gated_quantize" + gate + to_codes,
            "integer_merge_heads(" + rows + to_rows, "integer_merge_heads_quantize(" + rows + to_codes,
            "integer_rotary(" + rows + angles + to_rows, "integer_rotary_quantize(" + rows + angles + to_codes,
+           "integer_rotary_append(" + rows + angles + ", int bits, Tensor past) -> Tensor",
+           "integer_append(" + rows + ", int bits, Tensor past) -> Tensor",
            std::string("cache_update(Tensor past, Tensor added) -> Tensor"),
            "integer_rotary_pack(" + rows + angles + to_cache, "integer_logits(" + rows + to_rows,
            std::string("integer_linear(Tensor codes, Tensor? zero, Tensor m, Tensor k, Tensor w_packed, "

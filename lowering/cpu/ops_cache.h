@@ -1,5 +1,6 @@
 // qpass_cpu::cache_update: rows of a cache of bytes, then new ones.
 // Part of operators.cpp.
+#pragma once
 #include <torch/library.h>
 
 #include <cstring>
@@ -21,23 +22,29 @@ void copy_rows(const at::Tensor& from, int64_t pair, int64_t heads, int8_t* to) 
   for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * width, src + r * step, width);
 }
 
+// past with room for `more` rows behind those of each head.
+at::Tensor longer_cache(const at::Tensor& past, int64_t more) {
+  const at::Tensor old = past.stride(3) == 1 ? past : past.contiguous();
+  const int64_t heads = old.size(1), width = old.size(3), rows = old.size(2) + more;
+  at::Tensor out = fresh({old.size(0), heads, rows, width}, at::kChar);
+  auto* to = out.mutable_data_ptr<int8_t>();
+  const int64_t grain = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, rows * width));
+  at::parallel_for(0, old.size(0) * heads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) copy_rows(old, pair, heads, to + pair * rows * width);
+  });
+  return out;
+}
+
 at::Tensor cache_update(const at::Tensor& past, const at::Tensor& added) {
   TORCH_CHECK(past.dim() == 4 && added.dim() == 4, kCache, ": 4 dimensions expected, got ", past.sizes(), " and ",
               added.sizes());
   check_tensor(past, at::kChar, {added.size(0), added.size(1), past.size(2), added.size(3)}, kCache, "past");
   check_tensor(added, at::kChar, added.sizes(), kCache, "added");
-  const at::Tensor old = past.stride(3) == 1 ? past : past.contiguous();
-  const at::Tensor fresh = added.stride(3) == 1 ? added : added.contiguous();
-  const int64_t heads = old.size(1), width = old.size(3), rows = old.size(2) + fresh.size(2);
-  at::Tensor out = at::empty({old.size(0), heads, rows, width}, old.options());
-  auto* to = out.mutable_data_ptr<int8_t>();
-  const int64_t grain = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, rows * width));
-  at::parallel_for(0, old.size(0) * heads, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t pair = begin; pair < end; ++pair) {
-      copy_rows(old, pair, heads, to + pair * rows * width);
-      copy_rows(fresh, pair, heads, to + (pair * rows + old.size(2)) * width);
-    }
-  });
+  at::Tensor out = longer_cache(past, added.size(2));
+  const at::Tensor news = added.stride(3) == 1 ? added : added.contiguous();
+  const int64_t heads = added.size(1), width = added.size(3);
+  for (int64_t pair = 0; pair < added.size(0) * heads; ++pair)
+    copy_rows(news, pair, heads, out.mutable_data_ptr<int8_t>() + (pair * out.size(2) + past.size(2)) * width);
   return out;
 }
 

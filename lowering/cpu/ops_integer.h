@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "integer_args.h"
+#include "ops_cache.h"
 #include "ops_common.h"
 
 namespace qpass_cpu {
@@ -73,7 +74,7 @@ class RowOp {
   at::Tensor make(int64_t last, at::ScalarType type) {
     at::DimVector shape(lead_.begin(), lead_.end());
     shape.push_back(last);
-    return at::empty(shape, at::TensorOptions().dtype(type));
+    return fresh(shape, type);
   }
 
   int64_t width() const { return call.n * call.heads; }
@@ -105,6 +106,17 @@ class RowOp {
     TORCH_CHECK(bits >= 2 && bits <= 8, name_, ": codes of ", bits, " bits");
     at::Tensor cache = make(width() + 2, at::kChar);
     call.emit = kEmitPacked, call.bits = bits, call.codes = cache.mutable_data_ptr<int8_t>();
+    run();
+    return cache;
+  }
+
+  // The rows of a cache [batch, heads, past, width + 2], and behind those of each head the new ones.
+  at::Tensor to_longer_cache(int64_t bits, const at::Tensor& past) {
+    TORCH_CHECK(bits >= 2 && bits <= 8 && lead_.size() == 3, name_, ": codes of ", bits, " bits");
+    check_tensor(past, at::kChar, {lead_[0], lead_[1], past.size(2), width() + 2}, name_, "past");
+    at::Tensor cache = longer_cache(past, lead_[2]);
+    call.emit = kEmitPacked, call.bits = bits, call.codes = cache.mutable_data_ptr<int8_t>();
+    call.skip = past.size(2), call.every = lead_[2];
     run();
     return cache;
   }

@@ -68,8 +68,8 @@ Rows2 attention_rows(const at::Tensor& q_in, const at::Tensor& m, const at::Tens
   a.scale_mantissa = scale_mantissa, a.scale_exponent = scale_exponent, a.up = up, a.clip = clip;
   a.heads = q.size(1), a.repeats = q.size(1) / keys.size(1), a.queries = q.size(2), a.length = keys.size(2);
   a.d = q.size(3), a.dv = values.size(3) - 2;
-  at::Tensor out = at::empty({batch, a.queries, a.heads, a.dv}, m.options());
-  at::Tensor out_k = at::empty({batch, a.queries, a.heads, 1}, m.options());
+  at::Tensor out = fresh({batch, a.queries, a.heads, a.dv}, at::kInt);
+  at::Tensor out_k = fresh({batch, a.queries, a.heads, 1}, at::kInt);
   a.out = out.mutable_data_ptr<int32_t>(), a.out_k = out_k.mutable_data_ptr<int32_t>();
   at::Tensor held;
   if (mask.has_value()) held = seen_mask(*mask, a, batch);

@@ -10,16 +10,13 @@ namespace {
 constexpr const char* kIntLinear = "qpass_cpu::integer_linear";
 
 // Codes with 128 added, so that the first factor has no sign; zeros behind k.
-at::Tensor unsigned_rows(const at::Tensor& codes, int64_t m, int64_t k, int64_t ldx) {
+void unsigned_rows(const at::Tensor& codes, int64_t m, int64_t k, int64_t ldx, uint8_t* dst) {
   const at::Tensor from = codes.contiguous();
-  at::Tensor to = at::empty({m, ldx}, from.options().dtype(at::kByte));
   const auto* src = reinterpret_cast<const uint8_t*>(from.const_data_ptr<int8_t>());
-  auto* dst = to.mutable_data_ptr<uint8_t>();
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t i = 0; i < k; ++i) dst[r * ldx + i] = src[r * k + i] ^ 128;
     std::memset(dst + r * ldx + k, 0, ldx - k);
   }
-  return to;
 }
 
 void check_linear(const at::Tensor& codes, const MaybeTensor& zero, const at::Tensor& m, const at::Tensor& k,
@@ -72,16 +69,17 @@ Rows2 integer_linear(const at::Tensor& codes, const MaybeTensor& zero, const at:
                      const MaybeTensor& bias_exponent, int64_t up, int64_t n) {
   const int64_t width = checked_k(codes, kIntLinear, "codes"), rows = codes.numel() / width;
   check_linear(codes, zero, m, k, w, w_mantissa, w_shift, w_sum, up, n);
-  at::Tensor x = at::empty(with_last(codes, n), m.options()), exponents = at::empty(k.sizes(), m.options());
+  at::Tensor x = fresh(with_last(codes, n), at::kInt), exponents = fresh(k.sizes(), at::kInt);
   if (rows == 0) return {x, exponents};
-  at::Tensor zeros = at::empty({rows}, m.options());
+  const at::Tensor zeros = fresh({rows}, at::kInt), from = fresh({rows, round_up(width, 4)}, at::kByte);
+  unsigned_rows(codes, rows, width, from.size(1), from.mutable_data_ptr<uint8_t>());
   const int32_t add = *w_exponent.const_data_ptr<int32_t>() + static_cast<int32_t>(up) - 30;
   row_numbers(zero, k, rows, add, zeros.mutable_data_ptr<int32_t>(), exponents.mutable_data_ptr<int32_t>());
   const at::Tensor factors = m.contiguous(), mantissas = w_mantissa.contiguous(), shifts = w_shift.contiguous();
   const DyadicArgs dyadic{mantissas.const_data_ptr<int32_t>(), shifts.const_data_ptr<int32_t>(),
                           factors.const_data_ptr<int32_t>(), static_cast<int32_t>(up), x.mutable_data_ptr<int32_t>()};
   const at::Tensor sums = w_sum.contiguous();
-  multiply(unsigned_rows(codes, rows, width, round_up(width, 4)), rows, width, n, zeros.const_data_ptr<int32_t>(), w,
+  multiply(from, rows, width, n, zeros.const_data_ptr<int32_t>(), w,
            sums, dyadic);
   if (bias.has_value()) add_bias(x, exponents, *bias, *bias_exponent);
   return {x, exponents};

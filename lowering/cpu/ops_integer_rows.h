@@ -161,6 +161,15 @@ at::Tensor integer_rotary_pack(const at::Tensor& x, const at::Tensor& k, const a
   return turning(x, k, cos, sin).to_cache(bits);
 }
 
+at::Tensor integer_rotary_append(const at::Tensor& x, const at::Tensor& k, const at::Tensor& cos,
+                                 const at::Tensor& sin, int64_t bits, const at::Tensor& past) {
+  return turning(x, k, cos, sin).to_longer_cache(bits, past);
+}
+
+at::Tensor integer_append(const at::Tensor& x, const at::Tensor& k, int64_t bits, const at::Tensor& past) {
+  return taken(x, k).to_longer_cache(bits, past);
+}
+
 Rows2 integer_logits(const at::Tensor& x, const at::Tensor& k) {
   RowOp op = taken(x, k);
   op.call.step = kLogits;
@@ -185,6 +194,8 @@ TORCH_LIBRARY_IMPL(qpass_cpu, CPU, m) {
   m.impl("integer_rotary", integer_rotary);
   m.impl("integer_rotary_quantize", integer_rotary_quantize);
   m.impl("integer_rotary_pack", integer_rotary_pack);
+  m.impl("integer_rotary_append", integer_rotary_append);
+  m.impl("integer_append", integer_append);
   m.impl("integer_logits", integer_logits);
 }
 

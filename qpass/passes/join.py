@@ -18,33 +18,40 @@ from qpass.lowering import Join
 
 
 def join(graph: fx.Graph, joins: Sequence[Join]) -> None:
-    """Apply the joins in their order, wherever a consumer reads the first two results of a producer."""
+    """Apply the joins in their order, wherever a consumer reads the results of a producer."""
     for found in joins:
         for node in list(graph.nodes):
             if op_name(node.target) == found.consumer and (producer := _producer(node, found)) is not None:
                 _replace(graph, producer, node, found)
-    graph.eliminate_dead_code()
+        graph.eliminate_dead_code()  # a producer that nobody reads any more is no reader of its own arguments
 
 
 def _producer(node: fx.Node, found: Join) -> fx.Node | None:
-    """The producer, if the consumer reads its rows and whoever else does is allowed to and comes later."""
-    x, k = node.args[:2]
-    if not (isinstance(x, fx.Node) and isinstance(k, fx.Node)):
+    """The producer, if the consumer reads its results and whoever else does is allowed to and comes later."""
+    parts = [node.args[at] for at in found.reads]
+    if not all(isinstance(part, fx.Node) for part in parts):
         return None
-    if x.target is not operator.getitem or k.target is not operator.getitem or x.args[0] is not k.args[0]:
+    producer = parts[0] if len(parts) == 1 else _whole(parts)
+    if not isinstance(producer, fx.Node) or op_name(producer.target) != found.producer:
         return None
-    producer = x.args[0]
-    if not isinstance(producer, fx.Node) or op_name(producer.target) != found.producer or (x.args[1], k.args[1]) != (0, 1):
-        return None
-    others = [user for part in producer.users for user in part.users if user is not node]
+    results = [producer] if len(parts) == 1 else producer.users
+    others = [user for part in results for user in part.users if user is not node]
     if others and (not found.keeps or any(user < node for user in others)):
         return None
     return producer
 
 
+def _whole(parts: list[Any]) -> Any:
+    """The node whose results 0, 1, ... the parts are."""
+    if any(part.target is not operator.getitem or part.args[1] != number for number, part in enumerate(parts)):
+        return None
+    return parts[0].args[0] if all(part.args[0] is parts[0].args[0] for part in parts) else None
+
+
 def _replace(graph: fx.Graph, producer: fx.Node, node: fx.Node, found: Join) -> None:
     with graph.inserting_before(node):
-        both = graph.call_function(_overload(found.op), (*producer.args, *node.args[2:]))
+        rest = [arg for at, arg in enumerate(node.args) if at not in found.reads]
+        both = graph.call_function(_overload(found.op), (*producer.args, *rest))
         both.meta = {**node.meta}
         if not found.keeps:
             node.replace_all_uses_with(both)

@@ -65,12 +65,33 @@ class Provider:
         about: what a reader should know of it.
         refuses: called with the op's arguments (tensors are fake): None if it takes them, else the reason in words.
         call: the computation, with the op's arguments; traced into the graph.
+        prepare: called with the op's arguments, where a parameter is (name, fake tensor); what ``call`` wants to have
+            packed, by keyword: the name and the value of a parameter.
     """
 
     name: str
     about: str
     refuses: Callable[..., str | None]
     call: Callable[..., Any]
+    prepare: Callable[..., dict[str, tuple[str, Derived]]] | None = None
+
+
+@dataclass(frozen=True)
+class Join:
+    """Two operators of a target that it has as one.
+
+    Attributes:
+        producer, consumer: names under ``torch.ops``.
+        op: takes the producer's arguments, then the rest of the consumer's; gives what the consumer gives.
+        reads: which arguments of the consumer are the producer's results, in order; one result is no tuple.
+        keeps: it gives the producer's results first, so that others may read them.
+    """
+
+    producer: str
+    consumer: str
+    op: str
+    reads: tuple[int, ...] = (0, 1)
+    keeps: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +122,7 @@ class Target:
 
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
+    ``joins`` are applied to what the providers call, in their order.
     """
 
     name: str
@@ -109,6 +131,7 @@ class Target:
     device: str = "cpu"
     providers: Mapping[str, Provider] = field(default_factory=dict)
     regions: bool = False
+    joins: tuple[Join, ...] = ()
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

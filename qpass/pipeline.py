@@ -61,7 +61,7 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
 
 def _lower(target: Target, program: Program) -> Program:
     """``lower``, of a program that is and stays integer-only."""
-    return verify_integer_only(lower(program, target.providers, target.regions))
+    return verify_integer_only(lower(program, target.providers, target.regions, target.joins))
 
 
 @dataclass

@@ -33,6 +33,8 @@ KERNELS = {
     "attention_fp32.cpp": AVX512,
     "decode.cpp": AVX512,
     "int8_avx512.cpp": AVX512,
+    "integer_attention.cpp": AVX512,
+    "integer_rows.cpp": AVX512,
     "weight_rows_fp32.cpp": AVX512,
     "weight_panel_fp32.cpp": AVX512,
     "attention_bf16.cpp": BF16,

@@ -25,6 +25,14 @@ struct Range {
   int64_t m0, m1, b0, b1;
 };
 
+// Of an integer-only linear: out = RSH(RSH(RSH(sum · 2^up · mantissa, 15), shift) · row, 15), int32 [m, n].
+struct DyadicArgs {
+  const int32_t *mantissa, *shift;  // [n]
+  const int32_t* row;               // [m]
+  int32_t up;
+  int32_t* out;
+};
+
 struct Int8Args {
   // Zero behind k. AVX-512: rows of ldx; AMX: [ceil(m / 32), ceil(k / 64), 32, 64].
   const uint8_t* x;
@@ -38,6 +46,7 @@ struct Int8Args {
   Output out;
   int64_t k;
   int64_t k4;  // number of quads of k, the last one zero padded
+  const DyadicArgs* dyadic = nullptr;  // given: it says what becomes of the sums, and scales, bias and out are not read
 };
 
 // Weight-only: int4 uses `scale16`, `zero` and `group`; int8 uses `scale32` (one row).

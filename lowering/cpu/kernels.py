@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qpass.errors import InputError
+from qpass.lowering.cpu import kernels_integer
 from qpass.lowering.cpu.build import available, load_library
 
 __all__ = ["available", "load", "pack_int4", "pack_int8", "pack_int8_weight", "unpack_int4", "unpack_int8"]
@@ -64,6 +65,7 @@ def load() -> None:
     torch.library.register_fake("qpass_cpu::int4_linear", _fake_int4)
     torch.library.register_fake("qpass_cpu::int8_weight_linear", _fake_int8_weight)
     torch.library.register_fake("qpass_cpu::attention", _fake_attention)
+    kernels_integer.register()
 
 
 def isa() -> str:

@@ -42,6 +42,36 @@ Isa current_isa() {
   return static_cast<Isa>(isa);
 }
 
+void define_integer(torch::Library& m, const std::vector<at::Tag>& tags) {
+  const std::string rows = "Tensor x, Tensor k", codes = ", int bits, bool symmetric", to_rows = ") -> (Tensor, Tensor)";
+  const std::string to_codes = codes + ") -> (Tensor, Tensor, Tensor, Tensor)", to_cache = ", int bits) -> Tensor";
+  const std::string vector = ", Tensor mantissa, Tensor shift, Tensor exponent, Tensor table";
+  const std::string norm = ", Tensor? mantissa, Tensor? shift, Tensor? exponent, Tensor? bias, Tensor? bias_exponent, "
+                           "int[] norm";
+  const std::string angles = ", Tensor cos, Tensor sin", two = "Tensor a, Tensor ka, Tensor b, Tensor kb";
+  const std::string gate = "(" + rows + ", Tensor up, Tensor k_up, int kind" + vector;
+  const std::string alone = "(" + rows + ", int kind" + vector;
+  for (const std::string& schema : {
+           "integer_quantize(" + rows + to_codes, "integer_pack(" + rows + to_cache, "integer_add(" + two + to_rows,
+           "integer_norm(" + rows + norm + to_rows, "integer_norm_quantize(" + rows + norm + to_codes,
+           "integer_add_norm_quantize(" + two + norm + codes + ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+           "integer_activation" + alone + to_rows, "integer_activation_quantize" + alone + to_codes,
+           "integer_gated" + gate + to_rows, "integer_gated_quantize" + gate + to_codes,
+           "integer_merge_heads(" + rows + to_rows, "integer_merge_heads_quantize(" + rows + to_codes,
+           "integer_rotary(" + rows + angles + to_rows, "integer_rotary_quantize(" + rows + angles + to_codes,
+           "integer_rotary_append(" + rows + angles + ", int bits, Tensor past) -> Tensor",
+           "integer_append(" + rows + ", int bits, Tensor past) -> Tensor",
+           std::string("cache_update(Tensor past, Tensor added) -> Tensor"),
+           "integer_rotary_pack(" + rows + angles + to_cache, "integer_logits(" + rows + to_rows,
+           std::string("integer_linear(Tensor codes, Tensor? zero, Tensor m, Tensor k, Tensor w_packed, "
+                       "Tensor w_mantissa, Tensor w_shift, Tensor w_exponent, Tensor w_sum, Tensor? bias, "
+                       "Tensor? bias_exponent, int up, int out_features) -> (Tensor, Tensor)"),
+           std::string("integer_attention(Tensor q, Tensor m, Tensor k, Tensor keys, Tensor values, Tensor? keep, "
+                       "bool causal, Tensor table, int scale_mantissa, int scale_exponent, int up, int clip) -> "
+                       "(Tensor, Tensor)")})
+    m.def(schema.c_str(), tags);
+}
+
 TORCH_LIBRARY(qpass_cpu, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
   m.def("int8_linear(Tensor x_codes, Tensor x_scale, Tensor x_zero, Tensor w_packed, Tensor w_scale, Tensor w_sum, "
@@ -51,6 +81,7 @@ TORCH_LIBRARY(qpass_cpu, m) {
   m.def("int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias, int out_features, "
         "ScalarType dtype) -> Tensor", tags);
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) -> Tensor", tags);
+  define_integer(m, tags);
   m.def("set_isa(int level) -> int", set_isa);
   m.def("get_isa() -> int", get_isa);
 }

@@ -1,5 +1,6 @@
 // Argument checks and work division shared by the operators.
 #pragma once
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -13,6 +14,11 @@ Isa current_isa();
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// at::empty on the CPU, without a way through the dispatcher.
+inline at::Tensor fresh(at::IntArrayRef shape, at::ScalarType type) {
+  return at::detail::empty_cpu(shape, type, false, std::nullopt);
+}
 
 inline OutType out_type(at::ScalarType t, const char* op, const char* name) {
   TORCH_CHECK(t == at::kFloat || t == at::kBFloat16 || t == at::kHalf, op, ": ", name,

@@ -17,6 +17,7 @@ from qpass.lowering import Case, Kernel, Region, Target
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.cpu.attention import ATTENTION
+from qpass.lowering.cpu.integer import JOINS, PROVIDERS
 from qpass.lowering.inductor.compile import Compiled
 from qpass.lowering.inductor.regions import Regions
 from qpass.lowering.reference import DEQUANTIZE
@@ -143,9 +144,10 @@ INT8_WEIGHT = Kernel(
 KERNELS: tuple[Any, ...] = (INT8, INT4, INT8_WEIGHT, ATEN_INT8, ATEN_INT4, ATEN_INT8_WEIGHT, DEQUANTIZE)
 
 
-
 def _build(program: Program) -> torch.nn.Module:
     return Regions(program) if any(isinstance(node.target, Region) for node in program.nodes()) else Compiled(program)
 
 
-target = Target("cpu", KERNELS, _build, device="cpu", providers={"attention": ATTENTION}, regions=True)
+target = Target(
+    "cpu", KERNELS, _build, device="cpu", providers={"attention": ATTENTION, **PROVIDERS}, regions=True, joins=JOINS
+)

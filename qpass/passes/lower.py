@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,19 +16,22 @@ from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Kernel, Provider, Region
+from qpass.lowering import Join, Kernel, Provider, Region
 from qpass.numerics import codec
+from qpass.passes.join import join
 from qpass.passes.plan import case_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
 def lower(
-    program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False
-) -> Program:
+    program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False,
+    joins: Sequence[Join] = (),
+) -> Program:  # fmt: skip
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 
     ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
     ``regions``: leave an integer op one node, whose target is its meaning, traced once per op and types.
+    ``joins``: the target's too, of what providers call.
     """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
@@ -41,16 +44,25 @@ def lower(
             params.update(added)
             history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
     if regions:
-        _outline(graph)
-    _inline_meanings(graph, templates, providers)
+        _outline(graph, providers)
+    made = _inline_meanings(graph, templates, providers, packed)
+    history.update({name: ("packed for the target",) for name in made if name not in params})
+    params = made | params
+    join(graph, joins)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
 
 
-def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider]) -> None:
-    """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it."""
+def _inline_meanings(
+    graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider], packed: dict[str, fx.Node]
+) -> dict[str, Param]:
+    """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it.
+
+    Returns the parameters that providers packed. ``packed``: as ``made`` in ``_kernel``.
+    """
     types: dict[Any, torch.Tensor] = {}
+    params: dict[str, Param] = {}
     while left := [node for node in graph.nodes if node.op == "call_function" and _op_of(node)]:
         for node in left:
             if node.target in _PRODUCER_OF:
@@ -60,18 +72,47 @@ def _inline_meanings(graph: fx.Graph, templates: dict[Any, Template], providers:
             if node.target is ops.fake_quantize:
                 _rounded(graph, node, types)
                 continue
-            provider, fn = providers.get(_op_of(node)), ops.REGISTRY[_op_of(node)].meaning
-            if provider is not None and provider_refuses(provider, node) is None:
+            provider, fn, args = _taken(node, providers), ops.REGISTRY[_op_of(node)].meaning, node.args
+            if provider is not None:
                 fn = provider.call
-            _inline(graph, node, templates, node.target, fn, node.args)
+                if provider.prepare is not None:
+                    fn, args = _prepared(graph, node, provider, packed, params)
+            _inline(graph, node, templates, node.target, fn, args)
+    return params
 
 
-def _outline(graph: fx.Graph) -> None:
-    """Make each integer op a call of its region. They are many small ops a layer, and the layers are alike."""
+def _prepared(
+    graph: fx.Graph, node: fx.Node, provider: Provider, packed: dict[str, fx.Node], params: dict[str, Param]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The provider's call with what it wants to have packed as last arguments, and all of the arguments."""
+    assert provider.prepare is not None
+    given = [(str(arg.target), arg.meta["val"]) if isinstance(arg, fx.Node) and arg.op == "get_attr" else arg
+             for arg in node.args]  # fmt: skip
+    wanted = provider.prepare(*given)
+    count, keys = len(node.args), list(wanted)
+    for name, param in wanted.values():
+        params[name] = param
+        if name not in packed:
+            packed[name] = _packed(graph, node, name, param)
+
+    def call(*values: Any) -> Any:
+        return provider.call(*values[:count], **dict(zip(keys, values[count:])))
+
+    return call, (*node.args, *(packed[name] for name, _ in wanted.values()))
+
+
+def _taken(node: fx.Node, providers: Mapping[str, Provider]) -> Provider | None:
+    """The provider that computes the node, if there is one."""
+    provider = providers.get(_op_of(node))
+    return provider if provider is not None and provider_refuses(provider, node) is None else None
+
+
+def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
+    """Make each integer op that no provider takes a call of its region: many small ops a layer, and layers are alike."""
     made: dict[Any, Region] = {}
     for node in graph.nodes:
         name = _op_of(node) if node.op == "call_function" else ""
-        if not name.startswith("integer_"):
+        if not name.startswith("integer_") or _taken(node, providers) is not None:
             continue
         key = (node.target, _types(node.args))
         if key not in made:
@@ -189,6 +230,7 @@ def _packed(graph: fx.Graph, node: fx.Node, name: str, param: Derived) -> fx.Nod
     with graph.inserting_before(node):
         made = graph.create_node("get_attr", name)
     value = node.meta["val"]
+    value = value[0] if isinstance(value, tuple) else value
     with value.fake_mode:
         made.meta.update(name=name, val=torch.empty(param.like.shape, dtype=param.like.dtype, device=value.device))
     return made

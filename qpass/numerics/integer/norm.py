@@ -36,6 +36,12 @@ def _mean_square(x15: Tensor, k15: Tensor, eps_mantissa: int, eps_exponent: int)
     return (rsh(v, over) + rsh(torch.full_like(v, eps_mantissa), over - left)).clamp(min=1), over
 
 
+def width_root(n: int) -> tuple[int, int]:
+    """(round(sqrt(n) · 2^places), places), the first of 15 bits."""
+    places = 14 - math.isqrt(n).bit_length() + 1
+    return round(math.sqrt(n) * 2**places), places
+
+
 def unit_rows(x: Tensor, k: Tensor, eps_mantissa: int, eps_exponent: int) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x²) + eps), rows to rows.
 
@@ -52,8 +58,8 @@ def unit_rows(x: Tensor, k: Tensor, eps_mantissa: int, eps_exponent: int) -> tup
     even = even + (even & 1)
     root = isqrt(rsh(v, even)).clamp(min=1)  # of 30 or 31 bits
     inverse = (((1 << 30) + (root >> 1)) // root).to(torch.int32)
-    places = 14 - math.isqrt(n).bit_length() + 1
-    factor = rsh(inverse * round(math.sqrt(n) * 2**places), 15)
+    root_n, places = width_root(n)
+    factor = rsh(inverse * root_n, 15)
     return mul_shift(x, factor), 14 + ((even + over) >> 1).to(torch.int32) + places
 
 

@@ -1,0 +1,171 @@
+"""Ops of integer-only programs by our own C++: the same bits as the meanings, row by row.
+
+Which op is joined with which is said in ``JOINS``: a step and the requantization behind it are one visit to a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass.graph.program import Derived
+from qpass.lowering import Join, Provider
+from qpass.lowering.cpu import kernels
+from qpass.numerics.integer.attention import score_room
+from qpass.numerics.integer.embedding import embedding
+from qpass.numerics.integer.norm import WIDEST, width_root
+
+KINDS = {"relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3}
+_ABOUT = "bit for bit the meaning, each row by itself"
+
+
+def _ops() -> Any:
+    kernels.load()
+    return torch.ops.qpass_cpu
+
+
+def _always(*args: Any) -> str | None:
+    return kernels.available()
+
+
+def _mode(mode: str) -> str | None:
+    return f"it computes mode precise, not {mode}" if mode != "precise" else kernels.available()
+
+
+def _linear(*args: Any, packed: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    codes, zero, m, k, w_codes, mantissa, shift, exponent, _, bias, bias_exponent, up = args
+    n = w_codes.shape[0]
+    weight = packed, mantissa, shift, exponent, sums
+    result: tuple[Tensor, Tensor] = _ops().integer_linear(codes, zero, m, k, *weight, bias, bias_exponent, up, n)
+    return result
+
+
+def _pack_linear(*args: Any) -> dict[str, tuple[str, Derived]]:
+    """Packed codes and sums; an argument that is a parameter is (name, meta tensor)."""
+    name, codes = args[4]
+    n, k = codes.shape
+    base = name.removesuffix(".codes")
+    shape = (-(-n // kernels.BLOCK), -(-k // kernels.INT8_PER_LANE), kernels.BLOCK, 4)
+    packed = Derived((name,), kernels.pack_int8_weight, torch.empty(shape, dtype=torch.int8, device="meta"))
+    sums = Derived((name,), _row_sums, torch.empty(n, dtype=torch.int32, device="meta"))
+    return {"packed": (f"{base}.packed", packed), "sums": (f"{base}.sum", sums)}
+
+
+def _row_sums(codes: Tensor) -> Tensor:
+    return codes.sum(1, dtype=torch.int32)
+
+
+def _refuses_attention(*args: Any) -> str | None:
+    keep, mode = args[5], args[12]
+    if keep is not None and (keep.dim() != 4 or keep.shape[1] != 1):
+        return f"it takes masks [batch, 1, queries, keys], not {list(keep.shape)}"
+    return _mode(mode)
+
+
+def _attention(
+    q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, causal: bool, table: Tensor,
+    scale_mantissa: int, scale_exponent: int, bits: int, clip: int, mode: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    up = score_room(q.shape[-1], bits)
+    result: tuple[Tensor, Tensor] = _ops().integer_attention(
+        q, m, k, keys, values, keep, causal, table, scale_mantissa, scale_exponent, up, clip
+    )
+    return result
+
+
+def _refuses_norm(x: Tensor, *rest: Any) -> str | None:
+    return f"a norm over {x.shape[-1]} channels" if int(x.shape[-1]) > WIDEST else _mode(rest[-1])
+
+
+def _norm_constants(x: Tensor, eps_mantissa: int, eps_exponent: int, center: bool) -> list[int]:
+    root, places = width_root(int(x.shape[-1]))
+    return [eps_mantissa, eps_exponent, root, places, int(center)]
+
+
+def _rms_norm(x: Tensor, k: Tensor, mantissa: Any, shift: Any, exponent: Any, *eps: Any) -> Any:
+    norm = _norm_constants(x, eps[0], eps[1], False)
+    return _ops().integer_norm(x, k, mantissa, shift, exponent, None, None, norm)
+
+
+def _layer_norm(x: Tensor, k: Tensor, m: Any, shift: Any, e: Any, bias: Any, bias_exponent: Any, *eps: Any) -> Any:
+    norm = _norm_constants(x, eps[0], eps[1], True)
+    return _ops().integer_norm(x, k, m, shift, e, bias, bias_exponent, norm)
+
+
+def _refuses_activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> str | None:
+    if kind not in KINDS:
+        return f"it has no {kind}"
+    return _mode(rest[-1])
+
+
+def _refuses_gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> str | None:
+    return f"it has no {kind}" if kind not in KINDS else _mode(rest[-1])
+
+
+def _activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> Any:
+    return _ops().integer_activation(x, k, KINDS[kind], *rest[:-1])
+
+
+def _gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> Any:
+    return _ops().integer_gated(x, k, up, k_up, KINDS[kind], *rest[:-1])
+
+
+def _refuses_merge(x: Tensor, k: Tensor) -> str | None:
+    return "it takes heads of two channels or more" if int(x.shape[-1]) < 2 else kernels.available()
+
+
+def _refuses_rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> str | None:
+    if interleaved:
+        return "it turns the two halves of a row, not neighbors"
+    if {cos.dtype, sin.dtype} != {torch.int16}:
+        return "it takes cos and sin of int16"
+    return kernels.available()
+
+
+def _rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Any:
+    return _ops().integer_rotary(x, k, cos, sin)
+
+
+def _refuses_cache(past: Tensor, added: Tensor) -> str | None:
+    if past.dtype != torch.int8 or past.dim() != 4:
+        return ""  # of a float cache, which the compiler joins with what is around it
+    return kernels.available()
+
+
+def _plain(name: str) -> Callable[..., Any]:
+    return lambda *args: getattr(_ops(), name)(*args)
+
+
+def _provider(name: str, refuses: Callable[..., str | None], call: Callable[..., Any], **more: Any) -> Provider:
+    return Provider(f"cpu.{name}", more.pop("about", _ABOUT), refuses, call, **more)
+
+
+_VNNI = "VNNI dot products, with AMX its tiles from 9 rows on; the dyadic factors are applied to sums in registers"
+_HEADS = "int8 scores and weighted values by VNNI; keys and values are read once for all query heads that share them"
+
+PROVIDERS: dict[str, Provider] = {
+    "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
+    "integer_embedding": Provider("inductor.gather", "rows of a table, times their mantissas", lambda *args: None, embedding),
+    "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
+    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
+    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
+    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm),
+    "integer_activation": _provider("integer_activation", _refuses_activation, _activation),
+    "integer_gated": _provider("integer_gated", _refuses_gated, _gated),
+    "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
+    "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
+    **{name: _provider(name, _always, _plain(name))
+       for name in ("integer_quantize", "integer_pack", "integer_add", "integer_logits")},
+}  # fmt: skip
+
+JOINS = (
+    *(Join(f"qpass_cpu.{first}", "qpass_cpu.integer_quantize", f"qpass_cpu.{first}_quantize")
+      for first in ("integer_norm", "integer_activation", "integer_gated", "integer_merge_heads", "integer_rotary")),
+    Join("qpass_cpu.integer_rotary", "qpass_cpu.integer_pack", "qpass_cpu.integer_rotary_pack"),
+    Join("qpass_cpu.integer_add", "qpass_cpu.integer_norm_quantize", "qpass_cpu.integer_add_norm_quantize", keeps=True),
+    Join("qpass_cpu.integer_rotary_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_rotary_append", reads=(1,)),
+    Join("qpass_cpu.integer_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_append", reads=(1,)),
+)  # fmt: skip

@@ -27,6 +27,10 @@ from qpass.ranges.value import ELEMENT, FREE, ROW, Impossible, Value, hull, of
 
 WIDTHS = {torch.bool: 1, torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64, torch.uint8: 8}
 MOST_CASES = 128
+MOST_HELD = 4096
+STEP = 4096
+_SHAPES: dict[Any, Any] = {}
+_MEMO: dict[Any, tuple[Any, list[Value], dict[Any, Any]]] = {}  # of helpers, over programs: they are alike
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Site:
     function: str
     op: str
     at: int
+    width: int
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.op}"
@@ -90,15 +95,16 @@ class Engine:
         self.values: dict[int, tuple[Tensor, Value]] = {}
         self.frames: list[_Frame] = []
         self.seen: dict[Site, Seen] = {}
-        self.shapes: dict[Any, Any] = {}
-        self.memo: dict[Any, tuple[Any, list[Value], dict[Site, Seen]]] = {}
+        if len(_MEMO) > MOST_HELD:
+            _MEMO.clear()
+        self.shapes, self.memo = _SHAPES, _MEMO
 
     # ---------------------------------------------------------------------------------------------- the table
     def look(self, tensor: Any) -> Value:
         """What is known of a tensor or a number."""
         if isinstance(tensor, Tensor):
             if id(tensor) not in self.values:
-                raise UnsupportedError("a tensor that is read before it is written", where=str(_site("read")))
+                raise UnsupportedError("a tensor that is read before it is written", where=str(site_of("read", 0)))
             return self.values[id(tensor)][1]
         return of(int(tensor))
 
@@ -148,7 +154,7 @@ class Engine:
         return made if isinstance(found, list) else made[0]
 
     def _value(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Value:
-        site = _site(name)
+        site = site_of(name, WIDTHS.get(result.dtype, 0))
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         grain = max((self.look(leaf).grain for leaf in leaves), default=FREE)
         rule = arithmetic.rule_of(name)
@@ -321,12 +327,12 @@ _ROWS = ("normalize", "quantize_rows", "unit_rows")  # take (x, k), and look at 
 
 
 def _widened(name: str, inputs: list[Value | None]) -> list[Value | None]:
-    """Bounds of a row out to a power of two, those of its exponent to a multiple of 256."""
+    """Bounds of a row out to 2^30 or the next power of two, those of its exponent to a multiple of 4096."""
     x, k = inputs[0], inputs[1] if len(inputs) > 1 else None
     if name not in _ROWS or x is None or k is None:
         return inputs
-    most = 1 << (max(abs(x.lo), abs(x.hi), 1 << 28) - 1).bit_length()
-    wide = Value(-most, most, grain=x.grain), Value(k.lo // 256 * 256, -(-k.hi // 256) * 256, grain=k.grain)
+    most = 1 << (max(abs(x.lo), abs(x.hi), 1 << 30) - 1).bit_length()
+    wide = Value(-most, most, grain=x.grain), Value(min(k.lo // STEP, -1) * STEP, max(-(-k.hi // STEP), 1) * STEP, grain=k.grain)
     return [*wide, *inputs[2:]]
 
 
@@ -351,12 +357,12 @@ def _by_contract(name: str, leaves: list[Any], inputs: list[Value | None], value
 _HERE = (os.sep.join(("qpass", "numerics", "integer")), os.sep.join(("qpass", "ops", "integer")))
 
 
-def _site(op: str) -> Site:
+def site_of(op: str, width: int) -> Site:
     """The innermost line of an integer operator on the stack; of the walk itself for ops between operators."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if any(part in code.co_filename for part in _HERE) and not code.co_filename.endswith("marks.py"):
-            return Site(os.path.basename(code.co_filename), frame.f_lineno, code.co_name, op, frame.f_lasti)
+            return Site(os.path.basename(code.co_filename), frame.f_lineno, code.co_name, op, frame.f_lasti, width)
         frame = frame.f_back  # type: ignore[assignment]
-    return Site("", 0, "", op, 0)
+    return Site("", 0, "", op, 0, width)

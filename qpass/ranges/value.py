@@ -43,7 +43,7 @@ class Value:
     const: Tensor | None = field(default=None, compare=False)
     made: tuple[str, tuple[Any, ...]] | None = field(default=None, compare=False)
     grain: int = FREE
-    serial: int = 0
+    serial: Any = 0
 
     def key(self) -> Any:
         """What the result of an op may depend on."""
@@ -64,7 +64,8 @@ def of(lo: int, hi: int | None = None) -> Value:
 
 def of_tensor(tensor: Tensor) -> Value:
     """A parameter."""
-    serial = next(_SERIALS)
+    small = tensor.numel() <= 64  # told apart by what it holds, so that programs share what is known of it
+    serial = (str(tensor.dtype), tuple(tensor.shape), tuple(tensor.flatten().tolist())) if small else next(_SERIALS)
     if tensor.numel() == 0:
         return Value(0, 0, const=tensor, serial=serial)
     low, high = tensor.aminmax() if tensor.dtype != torch.bool else (tensor.min(), tensor.max())

@@ -22,6 +22,7 @@ from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
 from qpass.pipeline import capture, compile, plan, trace
+from qpass.ranges import integer_ranges
 from qpass.recipe import Recipe
 
 
@@ -51,6 +52,7 @@ __all__ = [
     "diff",
     "integer_guard",
     "integer_logits",
+    "integer_ranges",
     "plan",
     "show",
     "sites",

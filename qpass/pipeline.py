@@ -23,6 +23,7 @@ from qpass.capture.interface import rebuild
 from qpass.capture.normalise import normalise
 from qpass.capture.program import from_export
 from qpass.errors import InputError
+from qpass.formats.integer import Integer
 from qpass.graph.dump import dump_stage
 from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.program import Program
@@ -34,6 +35,7 @@ from qpass.passes.lower import lower
 from qpass.passes.plan import Plan, plan_program, summarise
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
+from qpass.ranges import integer_ranges
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.stages import STAGES, check
@@ -55,8 +57,15 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
         ("SOLVED", partial(calibrate, recipe=recipe, calibration=calibration)),
     ]
     if recipe.integer is not None:
-        return [*begin, ("INTEGER", partial(integerise, options=recipe.integer)), ("LOWERED", partial(_lower, target))]
+        return [*begin, ("INTEGER", partial(_integer, recipe.integer)), ("LOWERED", partial(_lower, target))]
     return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", partial(lower, providers=target.providers))]
+
+
+def _integer(options: Integer, program: Program) -> Program:
+    """``integerise``, and a proof that nothing in the result wraps within its context."""
+    made = check(integerise(program, options))
+    integer_ranges(made)
+    return made
 
 
 def _lower(target: Target, program: Program) -> Program:

@@ -20,7 +20,7 @@ ROWS = (
     ("ops",),
     ("graph",),
     ("capture",),
-    ("patterns", "fusions", "sites", "observe"),
+    ("patterns", "fusions", "sites", "observe", "ranges"),
     ("learn",),
     ("methods",),
     ("recipe", "presets", "stages"),

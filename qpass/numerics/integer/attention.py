@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qpass.errors import UnsupportedError
 from qpass.numerics.integer.cache import EXTRA, unpack
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.shift import msb, mul_shift, rsh
 from qpass.numerics.integer.softmax import softmax_numerators
 
@@ -55,6 +56,7 @@ def scores(q: Tensor, keys: Tensor, m: Tensor, k: Tensor, keep: Tensor, up: int)
     return rsh(dots * m, (k - least - up).clamp(min=-up)), least + up
 
 
+@helper
 def weighted_values(e: Tensor, values: Tensor, m: Tensor, k: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """sum_j p_j v_j with p = e / sum e: rows [B, H, G, T, D] and [B, H, G, T, 1].
 
@@ -67,25 +69,26 @@ def weighted_values(e: Tensor, values: Tensor, m: Tensor, k: Tensor, keep: Tenso
     least = _least(k, keep)
     folded = rsh(e * m, (8 + k - least).clamp(min=0))  # 15 bits: one int8 product each for its high and its low byte
     flat = folded.reshape(batch, heads, group * rows, length).to(torch.int64)
-    sums = torch.matmul(flat, values.to(torch.int64)).reshape(batch, heads, group, rows, values.shape[-1])
-    total = e.sum(-1, keepdim=True, dtype=torch.int64).clamp(min=1)
-    drop = (msb(folded.sum(-1, keepdim=True, dtype=torch.int64)) + 8 - 29).clamp(min=0)
-    inverse, places = _inverse(total)
-    x = mul_shift(rsh(sums, drop).to(torch.int32), inverse)
-    return x, least + places + (7 - drop).to(torch.int32)
+    inverse, places = _inverse(e.sum(-1, keepdim=True, dtype=torch.int64).clamp(min=1))
+    drop = (case(msb(flat.sum(-1, keepdim=True))) + 8 - 29).clamp(min=0)  # |sums| <= 128 · what it is the top bit of
+    narrow = rsh(torch.matmul(flat, values.to(torch.int64)), drop).to(torch.int32)
+    x = mul_shift(narrow.reshape(batch, heads, group, rows, values.shape[-1]), inverse)
+    return x, least + places + (7 - drop).to(torch.int32).reshape(batch, heads, group, rows, 1)
 
 
+@helper
 def _inverse(total: Tensor) -> tuple[Tensor, Tensor]:
     """(2^30 / n, places), int32, of total = n · 2^places with n of 16 bits. total: int64 >= 1."""
-    places = msb(total) - 15
+    places = case(msb(total)) - 15
     n = rsh(total, places)
     return (((1 << 30) + (n >> 1)) // n).to(torch.int32), places.to(torch.int32)
 
 
+@helper
 def _row_scale(m: Tensor, k: Tensor, scale_mantissa: int, scale_exponent: int) -> tuple[Tensor, Tensor]:
     """(mantissa, exponent) of log2(e) · scale · m · 2^-k. m of 15 bits, the mantissa of the scale too."""
     product = m * scale_mantissa
-    drop = msb(product) - 14
+    drop = case(msb(product)) - 14
     return rsh(product, drop), k + scale_exponent - drop
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.shift import rsh
 
 ONE = 1 << 15
@@ -12,6 +13,7 @@ LOG2E = 47274
 TABLE = tuple(round(ONE * 2 ** (-j / 32)) for j in range(33))
 
 
+@helper
 def exp2_negative(z: Tensor, table: Tensor) -> Tensor:
     """round(2^15 · 2^(-z / 2^15)), 0 to 2^15.
 
@@ -20,7 +22,7 @@ def exp2_negative(z: Tensor, table: Tensor) -> Tensor:
         table: int32 [33], ``TABLE``.
     """
     fraction = z & (ONE - 1)
-    index, rest = fraction >> 10, fraction & 1023
+    index, rest = case(fraction >> 10), fraction & 1023
     high, low = table[index], table[index + 1]
     return rsh(high - rsh((high - low) * rest, 10), z >> 15)
 

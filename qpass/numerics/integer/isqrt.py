@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.numerics.integer.marks import helper
 
+
+@helper
 def isqrt(v: Tensor, steps: int = 16) -> Tensor:
     """floor(sqrt(v)) of int64 v, 0 <= v < 2^(2 · steps); steps at most 31."""
     root, rest = torch.zeros_like(v), v

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qpass.errors import UnsupportedError
 from qpass.numerics.integer.isqrt import isqrt
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.rows import add, normalize
 from qpass.numerics.integer.shift import msb, mul_shift, rsh
 
@@ -33,7 +34,7 @@ def _mean_square(x15: Tensor, k15: Tensor, eps_mantissa: int, eps_exponent: int)
     left = 2 * k15.to(torch.int64) - eps_exponent
     over = (left - 44).clamp(min=0)
     over = over + (over & 1)
-    return (rsh(v, over) + rsh(torch.full_like(v, eps_mantissa), over - left)).clamp(min=1), over
+    return (rsh(v, over) + rsh(torch.full_like(v, eps_mantissa), (over - left).clamp(min=-44))).clamp(min=1), over
 
 
 def width_root(n: int) -> tuple[int, int]:
@@ -42,6 +43,7 @@ def width_root(n: int) -> tuple[int, int]:
     return round(math.sqrt(n) * 2**places), places
 
 
+@helper
 def unit_rows(x: Tensor, k: Tensor, eps_mantissa: int, eps_exponent: int) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x²) + eps), rows to rows.
 
@@ -54,7 +56,7 @@ def unit_rows(x: Tensor, k: Tensor, eps_mantissa: int, eps_exponent: int) -> tup
         raise UnsupportedError(f"a norm over {n} channels", fix=f"at most {WIDEST} have an integer form")
     x, k = normalize(x, k)
     v, over = _mean_square(rsh(x, 14), k - 14, eps_mantissa, eps_exponent)
-    even = msb(v) - 30
+    even = case(msb(v)) - 30
     even = even + (even & 1)
     root = isqrt(rsh(v, even)).clamp(min=1)  # of 30 or 31 bits
     inverse = (((1 << 30) + (root >> 1)) // root).to(torch.int32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.shift import msb, rsh
 
 
@@ -32,17 +33,18 @@ def _ceil_shift(v: Tensor, k: Tensor) -> Tensor:
 
 def _scale(extent: Tensor, most: int, mantissa: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of the range R >= 1: (m, e, 1/m scaled, pre-shift of x, final shift), int32 each."""
-    before = msb(extent) - 14
+    before = case(msb(extent)) - 14
     g = 14 + most.bit_length()
     u = _ceil_shift(extent, before) * (-(-(1 << g) // most))  # 28 to 30 bits
-    drop = msb(u) - (mantissa - 1)
+    drop = case(msb(u)) - (mantissa - 1)
     m = _ceil_shift(u, drop)
-    full = (m >> mantissa).to(m.dtype)  # 2^mantissa is one bit too many
+    full = case(m >> mantissa)  # 2^mantissa is one bit too many
     m, drop = m >> full, drop + full
     inverse = ((1 << (mantissa + 14)) + (m >> 1)) // m
     return m, drop + before - g, inverse, before, drop + mantissa + 14 - g
 
 
+@helper
 def quantize_rows(
     x: Tensor, k: Tensor, bits: int = 8, symmetric: bool = True, mantissa: int = 15
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.shift import msb, rsh
 
 TOP = 28
@@ -13,6 +14,7 @@ LAST = 127
 """The largest exponent. A row that is zero has it, so that it never holds back the row it is added to."""
 
 
+@helper
 def normalize(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The same values with the largest |x| of a row at bit 28; exact where it shifts left.
 
@@ -23,8 +25,10 @@ def normalize(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         k: int32 [..., 1].
     """
     largest = x.abs().amax(-1, keepdim=True)
-    wanted = torch.where(largest == 0, torch.full_like(largest, LAST), (k - msb(largest) + TOP).clamp(max=LAST))
-    return rsh(x, torch.where(largest == 0, torch.zeros_like(largest), k - wanted)), wanted
+    top = case(msb(largest)) - TOP
+    wanted = torch.where(largest == 0, torch.full_like(largest, LAST), (k - top).clamp(max=LAST))
+    # k - wanted, written so that it is seen not to depend on both
+    return rsh(x, torch.where(largest == 0, torch.zeros_like(largest), torch.maximum(top, k - LAST))), wanted
 
 
 def add(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.numerics.integer.marks import helper
+
 MOST = {torch.int32: 31, torch.int64: 63}
 """The largest shift count of a dtype that the machine knows. RSH by more is 0, as the rule says."""
 
 
+@helper
 def rsh(a: Tensor, k: Tensor | int) -> Tensor:
     """RSH(a, k) in the dtype of ``a``, int32 or int64; exact for every a that fits.
 
@@ -30,6 +33,7 @@ def rsh(a: Tensor, k: Tensor | int) -> Tensor:
     return ((a >> k.clamp(0, most)) + carry) << (-k).clamp(0, most)
 
 
+@helper
 def mul_shift(a: Tensor, b: Tensor | int, s: int = 15) -> Tensor:
     """RSH(a · b, s) exactly, in int32, by splitting a at bit s.
 
@@ -41,6 +45,7 @@ def mul_shift(a: Tensor, b: Tensor | int, s: int = 15) -> Tensor:
     return (a >> s) * b + rsh((a & ((1 << s) - 1)) * b, s)
 
 
+@helper
 def mul_high(a: Tensor, b: Tensor) -> Tensor:
     """RSH(a · b, 30) exactly, in int32. int32 a, b with |a|, |b| <= 2^29."""
     a_high, a_low, b_high, b_low = a >> 15, a & 32767, b >> 15, b & 32767
@@ -48,6 +53,7 @@ def mul_high(a: Tensor, b: Tensor) -> Tensor:
     return a_high * b_high + rsh(middle, 15)
 
 
+@helper
 def msb(v: Tensor) -> Tensor:
     """floor(log2 v) for v >= 1, in the dtype of v: how many of 2, 4, 8, ... it reaches. 0 for v = 0."""
     powers = 1 << torch.arange(1, MOST[v.dtype], dtype=v.dtype, device=v.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from qpass.numerics.integer.exp2 import exp2_negative, to_q15
 from qpass.numerics.integer.shift import mul_shift
 
-_LEAST = -(2**31) + 1
+_LEAST = -(2**30)  # below every score, and near enough to take one from it
 
 
 def softmax_numerators(
@@ -29,7 +29,7 @@ def softmax_numerators(
         clip: base-2 Q15 distance from the maximum from which on e is 0; 0 for none.
     """
     top = torch.where(keep, scores, torch.full_like(scores, _LEAST)).amax(-1, keepdim=True)
-    distance = torch.where(keep, top - scores, torch.zeros_like(scores))
+    distance = (top - scores).clamp(min=0)  # not negative where it is read
     z = to_q15(mul_shift(distance, c_mantissa), c_exponent - 30)
     kept = keep & (z < clip) if clip else keep
     return torch.where(kept, exp2_negative(z, table), torch.zeros_like(z))

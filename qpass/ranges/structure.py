@@ -1,0 +1,200 @@
+"""Rules of ops that move, sum or make tensors. Each is ``(look, args, kwargs, result) -> Value``.
+
+Bounds of a sum over n elements hold for every count from 1 to n, so a proof for a length is one for all shorter ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass.ranges.value import ELEMENT, ROW, Part, Value, hull, of
+
+Look = Callable[[Any], Value]
+Rule = Callable[[Look, tuple[Any, ...], Mapping[str, Any], Any], Value]
+
+
+def keeps_last(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """A view, a copy, a cast, an expand: elements as they are; facts of the last dimension where it stays."""
+    value = look(args[0])
+    same = args[0].dim() > 0 and result.dim() > 0 and args[0].shape[-1] == result.shape[-1]
+    if same:
+        return Value(value.lo, value.hi, value.parts, value.channels, value.sum)
+    return of(value.lo, value.hi)
+
+
+def moves(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """Elements of the first operand, in any order."""
+    value = look(args[0])
+    return of(value.lo, value.hi)
+
+
+def transposes(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """As ``keeps_last`` where the last dimension stays the last; a parameter stays known."""
+    value, rank = look(args[0]), args[0].dim()
+    if value.const is not None:
+        return Value(value.lo, value.hi, const=value.const.t() if rank == 2 else None, serial=value.serial)
+    dims = args[1] if isinstance(args[1], list | tuple) else args[1:3]
+    last = int(dims[-1]) % rank == rank - 1 if isinstance(args[1], list | tuple) else all(
+        int(dim) % rank != rank - 1 for dim in dims)
+    return Value(value.lo, value.hi, value.parts, sum=value.sum) if last else of(value.lo, value.hi)
+
+
+def cuts(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """A slice: of the last dimension, the parts within; of another, all of them."""
+    value, (dim, start, stop) = look(args[0]), (*args[1:4], 0, None, None)[:3]
+    if value.parts is None:
+        return Value(value.lo, value.hi, sum=value.sum)
+    if dim % args[0].dim() != args[0].dim() - 1:
+        return Value(value.lo, value.hi, value.parts)
+    width = args[0].shape[-1]
+    begin, end = (start or 0) % width if (start or 0) < 0 else start or 0, width if stop is None else min(stop, width)
+    end = end + width if end < 0 else end
+    found: list[Part] = []
+    at = 0
+    for size, lo, hi in value.parts:
+        inside = min(at + size, end) - max(at, begin)
+        if inside > 0:
+            found.append((inside, lo, hi))
+        at += size
+    return Value(min(part[1] for part in found), max(part[2] for part in found), tuple(found))
+
+
+def joins(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """cat and stack: of the last dimension, a part each; of another, what holds for all. Tensors without elements add
+    nothing."""
+    full = [part for part in args[0] if part.numel()]
+    if not full:
+        return of(0)
+    values = [look(part) for part in full]
+    rank = result.dim()
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if dim % rank == rank - 1 and result.dim() == full[0].dim():
+        parts = tuple(part for tensor, value in zip(full, values)
+                      for part in value.parts or ((tensor.shape[-1], value.lo, value.hi),))  # fmt: skip
+        return Value(min(part[1] for part in parts), max(part[2] for part in parts), parts)
+    joined = hull(values)
+    return Value(joined.lo, joined.hi, joined.parts)
+
+
+def gathers(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """table[i]: of a parameter of one dimension, the entries that i can reach; else every element."""
+    value, indices = look(args[0]), [part for part in args[1] if part is not None]
+    if value.const is not None and len(indices) == 1 and value.const.dim() == 1 and not indices[0].dtype == torch.bool:
+        reach = look(indices[0])
+        lo, hi = max(reach.lo, -len(value.const)), min(reach.hi, len(value.const) - 1)
+        if lo >= 0 or hi < 0:
+            part = value.const[lo : hi + 1 or None]
+            return of(int(part.min()), int(part.max()))
+    return Value(value.lo, value.hi, value.parts if len(args[1]) < args[0].dim() else None)
+
+
+def extremes(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """amax, amin, any, all, max, min."""
+    return moves(look, args, kwargs, result)
+
+
+def _count(args: tuple[Any, ...], result: Any) -> int:
+    return max(1, args[0].numel() // max(1, result.numel()))
+
+
+def sums(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """sum over some dimensions, of 1 to n elements."""
+    value, n = look(args[0]), _count(args, result)
+    lo, hi = min(value.lo, n * value.lo), max(value.hi, n * value.hi)
+    if value.sum is not None and over_last(args):
+        return of(max(lo, -value.sum), min(hi, value.sum))
+    return of(lo, hi)
+
+
+def over_last(args: tuple[Any, ...]) -> bool:
+    """Whether a reduction is over the last dimension alone."""
+    dims = args[1] if len(args) > 1 else None
+    dims = [dims] if isinstance(dims, int) else dims
+    return bool(dims is not None and len(dims) == 1 and dims[0] % args[0].dim() == args[0].dim() - 1)
+
+
+def running(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """cumsum."""
+    value, n = look(args[0]), max(1, args[0].shape[args[1]])
+    return of(min(value.lo, n * value.lo), max(value.hi, n * value.hi))
+
+
+def matmul(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """Sums of products: with a parameter, by the sums of its positive and its negative entries, channel by channel."""
+    a, b, n = look(args[0]), look(args[1]), max(1, args[0].shape[-1])
+    if b.const is not None and b.const.dim() == 2:
+        w = b.const.to(torch.int64)
+        plus, minus = w.clamp(min=0).sum(0), w.clamp(max=0).sum(0)
+        ends = [plus * a.lo + minus * a.hi, plus * a.hi + minus * a.lo]
+        return Value(int(ends[0].min()), int(ends[1].max()), channels=(ends[0], ends[1]))
+    products = [x * y for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+    lo, hi = min(min(products), n * min(products)), max(max(products), n * max(products))
+    if a.sum is not None:
+        most = a.sum * max(abs(b.lo), abs(b.hi))
+        lo, hi = max(lo, -most), min(hi, most)
+    return of(lo, hi)
+
+
+def constant(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """full, full_like, new_full: a number."""
+    return of(int(args[1]))
+
+
+def new_constant(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """new_full."""
+    return of(int(args[2]))
+
+
+def zeros(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """zeros and its kin."""
+    return of(0)
+
+
+def ones(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """ones and its kin."""
+    return of(1)
+
+
+def arange(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """arange(end), arange(start, end), arange(start, end, step)."""
+    start, step = (args[0] if len(args) > 1 else 0), (args[2] if len(args) > 2 else 1)
+    last = start + step * max(0, result.numel() - 1)
+    return of(min(start, last), max(start, last))
+
+
+def triangle(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """tril, triu."""
+    value = look(args[0])
+    return of(min(value.lo, 0), max(value.hi, 0))
+
+
+_VIEWS = ("view", "_unsafe_view", "reshape", "clone", "alias", "detach", "unsqueeze", "squeeze", "expand", "_to_copy",
+          "lift_fresh", "contiguous", "flatten")  # fmt: skip
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_VIEWS, keeps_last), "permute": transposes, "transpose": transposes, "t": transposes,
+    "slice": cuts, "select": moves, "split": moves, "repeat": moves, "cat": joins, "stack": joins, "index": gathers,
+    "amax": extremes, "amin": extremes, "any": extremes, "all": extremes, "sum": sums, "cumsum": running,
+    "mm": matmul, "bmm": matmul, "_int_mm": matmul, "full": constant, "full_like": constant, "new_full": new_constant,
+    "zeros": zeros, "zeros_like": zeros, "new_zeros": zeros, "ones": ones, "ones_like": ones, "new_ones": ones,
+    "arange": arange, "tril": triangle, "triu": triangle,
+}  # fmt: skip
+_LAST = ("amax", "amin", "sum", "any", "all")
+
+
+def mixes(name: str, args: tuple[Any, ...], look: Look, grain: int) -> bool:
+    """Whether an op could bring together rows or elements of different cases, so that bounds of one do not hold."""
+    if grain == 0:
+        return False
+    if name in _VIEWS:
+        return False
+    if name in ("full_like", "zeros_like", "ones_like"):
+        return False
+    if name in _LAST:
+        return not (grain == ROW and over_last(args))
+    if name in ("mm", "bmm", "_int_mm"):
+        return grain == ELEMENT or look(args[1]).grain != 0
+    return not (name == "index" and look(args[0]).grain == 0)

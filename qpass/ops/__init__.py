@@ -7,6 +7,7 @@ from qpass.ops.integer import (
     integer_activation,
     integer_add,
     integer_attention,
+    integer_concat,
     integer_embedding,
     integer_gated,
     integer_layer_norm,
@@ -17,6 +18,7 @@ from qpass.ops.integer import (
     integer_quantize,
     integer_rms_norm,
     integer_rotary,
+    integer_scale,
 )
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
@@ -48,6 +50,7 @@ __all__ = [
     "integer_activation",
     "integer_add",
     "integer_attention",
+    "integer_concat",
     "integer_embedding",
     "integer_gated",
     "integer_layer_norm",
@@ -58,6 +61,7 @@ __all__ = [
     "integer_quantize",
     "integer_rms_norm",
     "integer_rotary",
+    "integer_scale",
     "layer_norm",
     "layer_norm_quantize",
     "linear",

@@ -17,7 +17,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from qpass.methods import METHODS, Method, as_data, make, options
 from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-_FIELDS = ("name", "preset", "methods", "learning", "integer", "linears")
+_FIELDS = ("name", "preset", "methods", "with_data", "learning", "integer", "linears")
 _MAX_BYTES = 1 << 20
 
 
@@ -60,6 +60,7 @@ class Recipe:
     """An ordered list of lines, and methods in the order they run. ``str()`` gives its name.
 
     ``integer``: options of an integer-only program; None for one that computes in float between its linears.
+    ``with_data``: the methods of a recipe that names none, where there is calibration data.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Recipe:
     methods: tuple[Method, ...] = ()
     learning: Learning = DEFAULTS
     integer: Integer | None = None
+    with_data: tuple[Method, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -93,9 +95,14 @@ class Recipe:
             return _from_dict(_read(Path(text)), Path(text).stem)
         return _from_words(text)
 
+    def given(self, data: bool) -> Recipe:
+        """The recipe as it runs: the methods of ``with_data`` are its own if there is data, and none are if not."""
+        return replace(self, methods=self.with_data if data and self.with_data else self.methods, with_data=())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data that ``parse`` reads back."""
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
+        methods |= {"with_data": [as_data(method) for method in self.with_data]} if self.with_data else {}
         learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
         integer = {} if self.integer is None else {"integer": self.integer.as_dict() or True}
@@ -139,7 +146,7 @@ def _from_words(text: str) -> Recipe:
     made = _methods([*unknown, *methods])
     linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
     learning, integer = Learning.parse(base.get("learning")), Integer.parse(base.get("integer"))
-    return Recipe(text, _lines(linears), made, learning, integer)
+    return Recipe(text, _lines(linears), made, learning, integer, () if made else _methods(base.get("with_data")))
 
 
 def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +163,9 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     integer = {**_options(base.get("integer")), **_options(data.get("integer"))}
     whole = integer or data.get("integer", base.get("integer"))
     linears = data.get("linears") or base["linears"]
-    return {"methods": methods, "learning": learning, "integer": whole, "linears": linears}
+    known = {"methods": methods, "learning": learning, "integer": whole, "linears": linears}
+    with_data = [] if "methods" in data else base.get("with_data", [])
+    return {**known, "with_data": data.get("with_data", with_data)}
 
 
 def _options(integer: Any) -> Mapping[str, Any]:
@@ -173,7 +182,10 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
     learning, integer = Learning.parse(data.get("learning")), Integer.parse(data.get("integer"))
-    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, integer)
+    methods, with_data = _methods(data.get("methods")), _methods(data.get("with_data"))
+    if methods and with_data:
+        raise RecipeError("a recipe with both 'methods' and 'with_data'", fix="keep one of the two")
+    return Recipe(name, _lines(linears), methods, learning, integer, with_data)
 
 
 def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:

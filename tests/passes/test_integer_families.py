@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
 
 import qpass
 from qpass import ops, pipeline
-from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
 from qpass.numerics.integer.logits import argmax
 from qpass.recipe import Recipe

@@ -104,6 +104,7 @@ def run(
     calibration: Iterable[Any] | None = None,
 ) -> Trace:  # fmt: skip
     """Run the passes on a CAPTURED program up to stage ``until``; every graph is checked against its stage."""
+    recipe = recipe.given(calibration is not None)
     trace = Trace({"CAPTURED": program})
     dump(trace)
     if until == "CAPTURED":

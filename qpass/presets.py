@@ -29,7 +29,8 @@ def _words(method: str, scheme: str) -> dict[str, Any]:
 
 def _integer(weight: int, inputs: int) -> dict[str, Any]:
     """No float value from token ids to logits. Weights have no zero point: their sums of products stay plain."""
-    return {"integer": True, "linears": _whole(f"int{weight}:channel:sym x int{inputs}:token:asym")}
+    linears = _whole(f"int{weight}:channel:sym x int{inputs}:token:asym")
+    return {"integer": True, "with_data": _FSBR, "linears": linears}
 
 
 PRESETS: dict[str, Mapping[str, Any]] = {
@@ -82,4 +83,5 @@ def meaning(name: str) -> str:
     lines = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data["linears"].items()]
     attention = [scheme if glob == "*" else f"{glob} {scheme}" for glob, scheme in data.get("attention", {}).items()]
     only = ", integer-only" if data.get("integer") else ""
-    return "+".join([*data.get("methods", []), ", ".join(lines), *attention]) + only
+    data_only = f"; with calibration data {'+'.join(data['with_data'])}" if data.get("with_data") else ""
+    return "+".join([*data.get("methods", []), ", ".join(lines), *attention]) + only + data_only

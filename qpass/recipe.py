@@ -20,7 +20,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from qpass.methods import METHODS, Method, as_data, make, options
 from qpass.presets import PRESETS, preset
 
 KEEP = "keep"
-_FIELDS = ("name", "preset", "methods", "learning", "integer", "linears", "attention")
+_FIELDS = ("name", "preset", "methods", "with_data", "learning", "integer", "linears", "attention")
 _MAX_BYTES = 1 << 20
 
 
@@ -76,6 +76,7 @@ class Recipe:
     """An ordered list of lines, and methods in the order they run. ``str()`` gives its name.
 
     ``integer``: options of an integer-only program; None for one that computes in float between its linears.
+    ``with_data``: the methods of a recipe that names none, where there is calibration data.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Recipe:
     learning: Learning = DEFAULTS
     attention: tuple[AttentionLine, ...] = ()
     integer: Integer | None = None
+    with_data: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
         if self.integer is not None and self.attention:
@@ -115,9 +117,14 @@ class Recipe:
             return _from_dict(_read(Path(text)), Path(text).stem)
         return _from_words(text)
 
+    def given(self, data: bool) -> Recipe:
+        """The recipe as it runs: the methods of ``with_data`` are its own if there is data, and none are if not."""
+        return replace(self, methods=self.with_data if data and self.with_data else self.methods, with_data=())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data that ``parse`` reads back."""
         methods = {"methods": [as_data(method) for method in self.methods]} if self.methods else {}
+        methods |= {"with_data": [as_data(method) for method in self.with_data]} if self.with_data else {}
         learning = {"learning": self.learning.as_dict()} if self.learning.as_dict() else {}
         lines = {line.glob: _scheme_text(line.scheme) for line in self.lines}
         attention = {line.glob: line.scheme.as_data() if line.scheme else KEEP for line in self.attention}
@@ -168,8 +175,8 @@ def _from_words(text: str) -> Recipe:
     made = _methods([*unknown, *methods])
     linears = base.get("linears") or {"*": _scheme_of(scheme, alone=not made)}
     learning, integer = Learning.parse(base.get("learning")), Integer.parse(base.get("integer"))
-    attends = _attention(attention or base.get("attention"))
-    return Recipe(text, _lines(linears), made, learning, attends, integer)
+    attends, with_data = _attention(attention or base.get("attention")), () if made else _methods(base.get("with_data"))
+    return Recipe(text, _lines(linears), made, learning, attends, integer, with_data)
 
 
 def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +194,9 @@ def _on_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     whole = integer or data.get("integer", base.get("integer"))
     attention = data.get("attention", base.get("attention"))
     linears = data.get("linears") or base["linears"]
-    return {"methods": methods, "learning": learning, "integer": whole, "linears": linears, "attention": attention}
+    known = {"methods": methods, "learning": learning, "integer": whole, "linears": linears, "attention": attention}
+    with_data = [] if "methods" in data else base.get("with_data", [])
+    return {**known, "with_data": data.get("with_data", with_data)}
 
 
 def _options(integer: Any) -> Mapping[str, Any]:
@@ -204,8 +213,11 @@ def _from_dict(data: Mapping[str, Any], name: str) -> Recipe:
     if not isinstance(linears, Mapping) or not linears:
         raise RecipeError("a recipe without a mapping 'linears'", fix='write {"linears": {"*": "w8a8-int8"}}')
     learning, integer = Learning.parse(data.get("learning")), Integer.parse(data.get("integer"))
+    methods, with_data = _methods(data.get("methods")), _methods(data.get("with_data"))
+    if methods and with_data:
+        raise RecipeError("a recipe with both 'methods' and 'with_data'", fix="keep one of the two")
     attention = _attention(data.get("attention"))
-    return Recipe(name, _lines(linears), _methods(data.get("methods")), learning, attention, integer)
+    return Recipe(name, _lines(linears), methods, learning, attention, integer, with_data)
 
 
 def _lines(linears: Mapping[Any, Any]) -> tuple[Line, ...]:

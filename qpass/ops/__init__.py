@@ -15,6 +15,7 @@ from qpass.ops.integer import (
     integer_activation,
     integer_add,
     integer_attention,
+    integer_concat,
     integer_embedding,
     integer_gated,
     integer_layer_norm,
@@ -25,6 +26,7 @@ from qpass.ops.integer import (
     integer_quantize,
     integer_rms_norm,
     integer_rotary,
+    integer_scale,
 )
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
@@ -62,6 +64,7 @@ __all__ = [
     "integer_activation",
     "integer_add",
     "integer_attention",
+    "integer_concat",
     "integer_embedding",
     "integer_gated",
     "integer_layer_norm",
@@ -72,6 +75,7 @@ __all__ = [
     "integer_quantize",
     "integer_rms_norm",
     "integer_rotary",
+    "integer_scale",
     "layer_norm",
     "layer_norm_quantize",
     "linear",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qpass import ops
 from qpass.capture.integer_call import integer_call
@@ -23,7 +23,8 @@ from qpass.graph.program import Program
 from qpass.graph.values import assign_names
 from qpass.numerics.integer.cache import EXTRA
 from qpass.passes.integer import RULES
-from qpass.passes.integer.state import Absent, Row, State
+from qpass.passes.integer.other import other
+from qpass.passes.integer.state import Absent, State
 
 
 def integerise(program: Program, options: Integer) -> Program:
@@ -46,7 +47,7 @@ def integerise(program: Program, options: Integer) -> Program:
         elif node.target in RULES:
             state.values[node] = RULES[node.target](state, node)
         else:
-            state.values[node] = _other(state, node)
+            state.values[node] = other(state, node)
     state.graph.eliminate_dead_code()
     assign_names(state.graph)
     call = integer_call(program.call, options.context, EXTRA) if program.call is not None else None
@@ -65,21 +66,6 @@ def _input(state: State, node: fx.Node) -> Any:
         made.meta["val"] = state.type((*value.shape[:-1], value.shape[-1] + EXTRA), torch.int8)
         return made
     return Absent(node, node) if value.dtype.is_floating_point else state.copy(node)
-
-
-def _other(state: State, node: fx.Node) -> Any:
-    """An op on integers, bools and sizes stays as it is; what has a float in or out has no integer form."""
-    floats = [leaf for leaf in _leaves(node.meta.get("val")) if leaf.dtype.is_floating_point]
-    if floats or any(not isinstance(state.values[arg], fx.Node) for arg in node.all_input_nodes):
-        if node.target is torch.ops.aten.sym_size.int and isinstance(found := state.values[node.args[0]], Row):
-            return state.call(node.target, found.x, *node.args[1:], like=node, val=node.meta["val"])
-        return state.absent(node)
-    return state.copy(node)
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [leaf for leaf in values if isinstance(leaf, Tensor)]
 
 
 def _results(state: State, node: fx.Node) -> list[fx.Node]:

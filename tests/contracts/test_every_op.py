@@ -58,6 +58,7 @@ def _integers() -> dict[str, list[tuple[Any, ...]]]:
         "integer_add": [(*row, *row)],
         "integer_attention": [(even, m, k, cache, cache, mask, False, table, 20000, 15, 8, 0),
                               (even, m, k, cache, cache, None, True, table, 20000, 15, 8, 400000)],
+        "integer_concat": [(*row, *row)],
         "integer_embedding": [(ids, held, vector[0][:6], vector[1][:6])],
         "integer_gated": [(*row, *row, "silu", *one, table), (*row, *row, "quick_gelu", *vector, table)],
         "integer_layer_norm": [(*row, *vector, vector[0], one[2], 17000, 20),
@@ -70,6 +71,7 @@ def _integers() -> dict[str, list[tuple[Any, ...]]]:
         "integer_quantize": [(*row, 8, False), (*row, 4, True)],
         "integer_rms_norm": [(*row, *vector, 17000, 20), (*row, None, None, None, 17000, 20)],
         "integer_rotary": [(*heads, angle, angle), (*heads, angle, angle, True)],
+        "integer_scale": [(*row, *vector), (*row, *one)],
     }
 
 

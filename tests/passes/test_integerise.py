@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,6 +177,40 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
         run(ids, num_beams=2)
     with pytest.raises(InputError, match="temperature is -1"):
         run(ids, temperature=-1)
+
+
+CHILD = """
+import torch
+import qpass
+from tests.passes.test_integerise import RECIPE, answer, model
+torch.set_num_threads(2)
+with torch.no_grad():
+    print(answer(qpass.compile(model(), RECIPE, target="reference")))
+"""
+
+
+def answer(compiled: Any) -> str:
+    """SHA-256 of int32 logits and exponents, of the cache, of tokens that are drawn, and of those of fewer rows."""
+    torch.manual_seed(3)
+    ids = torch.randint(2, 96, (3, 7))
+    options = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.3, "top_p": 0.9, "seed": 11}
+    options["eos_token_id"] = None
+    drawn = [compiled.generate(ids[:rows], attention_mask=torch.ones_like(ids[:rows]), **options) for rows in (3, 1)]
+    assert torch.equal(drawn[0][:1], drawn[1])
+    return digest(*chunks(compiled, ids, [7]), *drawn)
+
+
+def test_the_same_bits_and_draws_in_another_process(made: Any) -> None:
+    """With two threads there and one here, and other seeds of hashes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        here = answer(made[2])
+    finally:
+        torch.set_num_threads(threads)
+    there = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=300, check=True,
+                           cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "7"})  # fmt: skip
+    assert there.stdout.split()[-1] == here
 
 
 def test_beyond_the_context_nothing_runs(made: Any) -> None:

@@ -1,4 +1,4 @@
-"""Rows with one exponent: normalize, add, bring to a common exponent."""
+"""Rows with one exponent: normalize, add, scale, bring to a common exponent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qpass.numerics.integer.marks import case, helper
-from qpass.numerics.integer.shift import msb, rsh
+from qpass.numerics.integer.shift import msb, mul_shift, rsh
 
 TOP = 28
 """A normalized row has its largest |x| in [2^28, 2^29]: 2^29 is reached by rounding only."""
@@ -37,6 +37,20 @@ def add(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:
     b, kb = normalize(b, kb)
     k = torch.minimum(ka, kb)
     return rsh(a, ka - k) + rsh(b, kb - k), k
+
+
+def scale(x: Tensor, k: Tensor, mantissa: Tensor, shift: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows times a dyadic vector, [C] or [1], of any sign: one rounding, |result| <= 2^29. Powers of two are exact."""
+    x, k = normalize(x, k)
+    return rsh(mul_shift(x, mantissa), shift), k + exponent - 15
+
+
+def concat(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of two rows side by side at the coarser exponent: [..., C], [..., D] -> [..., C + D], [..., 1]."""
+    a, ka = normalize(a, ka)
+    b, kb = normalize(b, kb)
+    k = torch.minimum(ka, kb)
+    return torch.cat((rsh(a, ka - k), rsh(b, kb - k)), dim=-1), k
 
 
 def align(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Rows in, rows between, rows out: embedding, sum, rotary embedding, heads side by side, logits."""
+"""Rows in, rows between, rows out: embedding, sum, factor, rotary embedding, rows side by side, logits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ def integer_embedding(ids: Tensor, codes: Tensor, mantissa: Tensor, exponent: Te
 def integer_add(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of two rows, int32 [..., C] and [..., 1], at the coarser of the normalized exponents."""
     return rows.add(a, ka, b, kb)
+
+
+@define("integer_concat(Tensor a, Tensor ka, Tensor b, Tensor kb) -> (Tensor, Tensor)")
+def integer_concat(a: Tensor, ka: Tensor, b: Tensor, kb: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of two rows side by side, int32 [..., C], [..., D] to [..., C + D], at the coarser exponent."""
+    return rows.concat(a, ka, b, kb)
+
+
+@define("integer_scale(Tensor x, Tensor k, Tensor mantissa, Tensor shift, Tensor exponent) -> (Tensor, Tensor)")
+def integer_scale(x: Tensor, k: Tensor, mantissa: Tensor, shift: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows int32 [..., C], [..., 1] times a dyadic vector, int32 [C] or [1], the same, [1]."""
+    return rows.scale(x, k, mantissa, shift, exponent)
 
 
 @define("integer_rotary(Tensor x, Tensor k, Tensor cos, Tensor sin, bool interleaved=False) -> (Tensor, Tensor)")

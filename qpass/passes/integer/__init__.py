@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import fx
 
-from qpass.passes.integer import activation, attention, embedding, linear, movement, norm
+from qpass.passes.integer import activation, attention, channels, embedding, linear, movement, norm, scale
 from qpass.passes.integer.state import State, Value
 
 Rule = Callable[[State, fx.Node], Value]
 
 RULES: Mapping[Any, Rule] = {
-    **activation.RULES, **attention.RULES, **embedding.RULES, **linear.RULES, **movement.RULES, **norm.RULES,
+    **activation.RULES, **attention.RULES, **channels.RULES, **embedding.RULES, **linear.RULES, **movement.RULES,
+    **norm.RULES, **scale.RULES,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Activations of rows. FSBR's vector and log2(e) become one dyadic vector."""
+"""Activations of rows. FSBR's vector and the factor of the sigmoid's argument become one dyadic vector."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from qpass.numerics.integer.activation import CUBIC
 from qpass.passes.integer.dyadics import LOG2E, constant_vector, dyadic_vector
 from qpass.passes.integer.state import Row, State, name_of, refused
 
-_FACTOR = {"silu": 1.0, "quick_gelu": 1.702}
-_OTHER = ("relu", *CUBIC)
+_FACTOR = {"silu": LOG2E, "quick_gelu": 1.702 * LOG2E, "relu": 1.0, **dict.fromkeys(CUBIC, 1.0)}
+"""Of the argument; that of GELU has log2(e) in its polynomial."""
 
 
 def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
-    """The dyadic vector of the sigmoid's argument."""
-    if kind not in _FACTOR and kind not in _OTHER:
+    """The dyadic vector of the argument of h in x · h(x · smooth)."""
+    if kind not in _FACTOR:
         raise refused(f"the activation {kind!r} has no integer form", node)
-    factor = _FACTOR.get(kind, 1.0) * LOG2E
+    factor = _FACTOR[kind]
     if smooth is None:
         return constant_vector(state, f"integer.{kind}", factor)
-    if kind in _OTHER:
+    if kind == "relu":
         raise refused(f"the activation {kind!r} with a smoothing vector has no integer form", node)
     name = name_of(smooth, node)
     count = node.meta["val"].shape[-1]
-    return dyadic_vector(state, name, name, count, partial(_times, factor=factor), "times log2(e), as m / 2^k")
+    what = f"times {factor:.6g}, as m / 2^k"
+    return dyadic_vector(state, name, name, count, partial(_times, factor=factor), what)
 
 
 def _times(smooth: Tensor, factor: float) -> Tensor:

@@ -35,7 +35,7 @@ def _or_absent(state: State, node: fx.Node) -> Row | Absent:
 
 
 def reshape(state: State, node: fx.Node) -> Value:
-    """Channels split into heads, or heads side by side; of other reshapes none is of rows."""
+    """Channels split into heads, heads side by side, or other dimensions than channels; no other is of rows."""
     row = _or_absent(state, node)
     if isinstance(row, Absent):
         return Absent(node, row.culprit)
@@ -53,7 +53,19 @@ def reshape(state: State, node: fx.Node) -> Value:
         return state.rows(ops.integer_merge_heads, row.x, row.k, like=node)
     if _same(before, after):
         return row
+    if _same(before[-1:], after[-1:]) and _same(before[:-1], tuple(row.k.meta["val"].shape)[:-1]):
+        return _rows_regrouped(state, node, row)
     raise refused(f"a reshape from {list(before)} to {list(after)} has no integer form", node)
+
+
+def _rows_regrouped(state: State, node: fx.Node, row: Row) -> Row:
+    """[B, T, C] as [B · T, C], or back: channels stay together, and each row keeps its exponent."""
+    after, shape = tuple(node.meta["val"].shape), _mapped(state, node.args[1])
+    x = state.call(aten.reshape.default, row.x, shape, like=node, val=state.type(after, torch.int32),
+                   name=node.meta["name"])  # fmt: skip
+    k = state.call(aten.reshape.default, row.k, [*shape[:-1], 1], like=node, name=f"{node.meta['name']}.exponent",
+                   val=state.type((*after[:-1], 1), torch.int32))  # fmt: skip
+    return Row(x, k)
 
 
 def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:

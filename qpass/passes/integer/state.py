@@ -34,7 +34,7 @@ class Absent:
     culprit: fx.Node
 
 
-Value = Row | Absent | fx.Node
+Value = Row | Absent | fx.Node | tuple[Row, ...]
 
 
 class State:

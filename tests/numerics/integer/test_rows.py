@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from qpass.numerics.integer.rows import LAST, add, align, normalize
+from qpass.numerics.integer.dyadic import vector
+from qpass.numerics.integer.rows import LAST, add, align, concat, normalize, scale
 from tests.numerics.integer.helpers import hard_rows, real, rel_rms, rows_of
 
 
@@ -58,3 +59,32 @@ def test_align_gives_one_exponent_a_token() -> None:
     y, ky = align(x, k)
     assert ky.shape == (5, 1, 1)
     assert float((real(y, ky) - heads).abs().max()) <= float(heads.abs().max()) * 2.0**-27
+
+
+def test_scale_is_one_rounding_and_powers_of_two_are_exact() -> None:
+    x, k = rows_of(hard_rows(64, 100))
+    factors = torch.exp2(torch.rand(100, dtype=torch.float64) * 12 - 6) * (1 - 2 * (torch.arange(100) % 2))
+    for factor in (factors, torch.tensor([0.176776695], dtype=torch.float64), torch.tensor([-55.4256])):
+        parts = vector(factor)
+        held = (parts[0].double() * torch.exp2(-(parts[1] + parts[2]).double()))
+        assert bool(((held - factor).abs() <= factor.abs() * 2.0**-15).all())
+        got, want = scale(x, k, *parts), real(x, k) * held
+        assert bool((got[0].abs() <= 1 << 29).all())
+        top = real(x, k).abs().amax(-1, keepdim=True) * held.abs().max()
+        assert bool(((real(*got) - want).abs() <= top * 2.0**-26).all())
+    even = x >> 3 << 3
+    for power in (-0.25, 8.0):
+        got = real(*scale(even, k, *vector(torch.tensor([power]))))
+        assert torch.equal(got, real(even, k) * power)
+
+
+def test_concat_is_exact_to_the_coarser_row_and_shares_exponents() -> None:
+    a, b = hard_rows(64, 100), hard_rows(64, 30).flip(0)
+    got, k = concat(*rows_of(a), *rows_of(b))
+    want = torch.cat([a, b], -1)
+    assert got.shape == (64, 130) and k.shape == (64, 1)
+    top = want.abs().amax(-1, keepdim=True)
+    assert bool(((real(got, k) - want).abs() <= top * 2.0**-28).all())
+    x, ka = rows_of(torch.randn(2, 1, 3, 8, dtype=torch.float64))
+    heads = concat(x.expand(2, 4, 3, 8), ka, x.expand(2, 4, 3, 8), ka)  # an exponent that heads share
+    assert heads[0].shape == (2, 4, 3, 16) and heads[1].shape == (2, 4, 3, 1)

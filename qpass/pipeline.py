@@ -39,7 +39,9 @@ from qpass.sites import Analysis, analyse
 from qpass.stages import STAGES, check
 
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
-TARGETS = {"cpu": "qpass.lowering.cpu.target", "reference": "qpass.lowering.reference"}
+TARGETS = {
+    "cpu": "qpass.lowering.cpu.target", "cuda": "qpass.lowering.cuda.target", "reference": "qpass.lowering.reference",
+}  # fmt: skip
 
 Pass = tuple[str, Callable[[Program], Program]]
 
@@ -193,7 +195,8 @@ def compile(
         model: in eval mode. A Hugging Face causal LM keeps ``generate()``; an encoder keeps its outputs.
         recipe: a scheme's name such as ``w8a8-int8``, a file, a dict, or a ``Recipe``.
         args, kwargs: example inputs; not needed for Hugging Face language models and encoders.
-        target: ``cpu``, or ``reference`` (any device, the oracle).
+        target: ``cpu``, ``cuda`` (or ``cuda:sm_80`` for a GPU that is not here), or ``reference`` (any device, the
+            oracle).
         dynamic_shapes: as torch.export takes it.
         calibration: batches for the methods of the recipe that look at data: each is what the model is called with, a
             dict of keywords, a tuple of arguments, or a tensor of token ids. An iterator that several methods need is
@@ -229,8 +232,12 @@ def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any
 
 def load_target(name: str) -> Target:
     """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
-    if name not in TARGETS:
+    base, _, option = name.partition(":")
+    if base not in TARGETS:
         raise InputError(f"unknown target {name!r}", fix=f"use one of {', '.join(TARGETS)}")
-    found = importlib.import_module(TARGETS[name]).target
+    module = importlib.import_module(TARGETS[base])
+    if option and not hasattr(module, "configured"):
+        raise InputError(f"target {base} takes no {option!r}", fix=f'use target="{base}"')
+    found = module.configured(option) if hasattr(module, "configured") else module.target
     assert isinstance(found, Target)
     return found

@@ -6,6 +6,8 @@ and several artifacts can share one set of weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ class Compiled(torch.nn.Module):
         super().__init__()
         # Compiled before the weights are computed: the peak is then one of the two, not their sum.
         release()
-        self._artifact = _compile(program)
+        self._artifact = compile_program(program)
         self._attributes: list[str] = []
         release()
         trimmer = Trimmer()
@@ -43,12 +45,13 @@ class Compiled(torch.nn.Module):
             return tuple(self._artifact(*weights, *dense))
 
 
-def _compile(program: Program) -> Any:
+def compile_program(program: Program, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The artifact: called with the weights in ``used_params`` order, then the flat inputs. ``options``: Inductor's."""
     module = as_module(program)
     examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     try:
         with torch.no_grad(), guarded():
-            return standalone_compile(module, examples, dynamic_shapes="from_graph", options={})
+            return standalone_compile(module, examples, dynamic_shapes="from_graph", options=dict(options))
     except torch._inductor.exc.InductorError as error:
         raise UnsupportedError(
             f"Inductor could not compile the program: {error}", fix='use target="reference", and report this program'

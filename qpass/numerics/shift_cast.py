@@ -116,18 +116,27 @@ def cast_weight(codes_NK: Tensor, found: Scales, fmt: Format, target: str = "e4m
         RecipeError: a format or target that has no such cast.
         NumericsError: groups whose shift is not exact, or factors that float32 cannot hold, with count and first index.
     """
-    shifts = exact_shifts(fmt, target)
+    row_NG, factor = shifts(codes_NK, found, fmt, target)
+    return CastWeight(_look_up(codes_NK, row_NG.to(torch.int32), fmt, target), factor)
+
+
+def shifts(codes_NK: Tensor, found: Scales, fmt: Format, target: str = "e4m3") -> tuple[Tensor, Tensor]:
+    """(uint8 [N, G]: the row of ``table`` that casts each group, float32 [N, 1]: the factor of each row).
+
+    Arguments and errors as in ``cast_weight``. Groups of zeros have any row.
+    """
+    exact = exact_shifts(fmt, target)
     if not fmt.scale_kind.is_power_of_two:
         raise RecipeError(f"scales of the kind {fmt.scale}", where=str(fmt), fix="use m2 or m1")
     top, base = _exponents(codes_NK, found, fmt)
-    k_NG = shifts[-1] + top
-    _check_shifts(codes_NK, k_NG, shifts, fmt, target)
-    factor = (base.double() * 2.0 ** -shifts[-1]).to(torch.float32)
-    lost = (factor.double() * 2.0 ** shifts[-1] != base.double()).any(1)
+    k_NG = exact[-1] + top
+    _check_shifts(codes_NK, k_NG, exact, fmt, target)
+    factor = (base.double() * 2.0 ** -exact[-1]).to(torch.float32)
+    lost = (factor.double() * 2.0 ** exact[-1] != base.double()).any(1)
     if bool(lost.any()):
         raise NumericsError(f"{int(lost.sum())} factors are too small for float32, the first at row "
                             f"{int(lost.nonzero()[0])}", fix="use the weight without this cast")  # fmt: skip
-    return CastWeight(_look_up(codes_NK, k_NG - shifts[0], fmt, target), factor)
+    return (k_NG - exact[0]).clamp(0, len(exact) - 1).to(torch.uint8), factor
 
 
 def shift_gemm(x_codes: Tensor, x_scale: Tensor, weight: CastWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -208,7 +217,6 @@ def _look_up(codes_NK: Tensor, row_NG: Tensor, fmt: Format, target: str) -> Tens
     flat = torch.tensor(table(fmt, target), dtype=torch.uint8, device=codes_NK.device).flatten()
     width = codes_NK.shape[1]
     result = torch.empty(codes_NK.shape, dtype=torch.uint8, device=codes_NK.device)
-    row_NG = row_NG.clamp(0, len(exact_shifts(fmt, target)) - 1)  # groups of zeros may be anywhere
     step = max(1, _AT_ONCE // max(1, width))
     for first in range(0, len(codes_NK), step):
         rows = slice(first, first + step)

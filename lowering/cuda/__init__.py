@@ -1,0 +1,1 @@
+"""Target ``cuda``: Triton kernels for low-bit linears, Inductor for everything around them."""

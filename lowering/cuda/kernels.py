@@ -1,0 +1,320 @@
+"""The linears of the CUDA target: which cases each takes, how its weights are packed, and its call."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass.formats import Format
+from qpass.graph.program import Derived, Program
+from qpass.lowering import Case, Kernel
+from qpass.lowering.cuda import tiles, weights
+from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.weights import ONE_GROUP, Grouped
+from qpass.lowering.triton.layout import Layout, padded_rows
+from qpass.numerics.scales import Scales
+
+OTHER_KIND = ""
+_MAX_INT8_K = 131071  # 128 · 128 · K stays within int32
+_FP8_SCHEMES = ("e2m1", "e3m0", "int4")
+
+
+@functools.cache
+def load() -> None:
+    """Register the operators, which needs Triton."""
+    importlib.import_module("qpass.lowering.cuda.ops")
+
+
+def missing() -> str | None:
+    """Why Triton's kernels cannot be made here; None if they can."""
+    return None if importlib.util.find_spec("triton") else "it needs Triton, which is not installed"
+
+
+def _token(case: Case, element: str) -> bool:
+    found = case.scheme.input
+    return found is not None and (found.element, found.granularity) == (element, "token")
+
+
+def _plain_channel(fmt: Format, element: str) -> bool:
+    return (fmt.element, fmt.granularity, fmt.scale) == (element, "channel", "f32") and fmt.symmetric and not fmt.full
+
+
+def grouped(fmt: Format, neighbors: int, order: str, *, wide: bool = False) -> Grouped | None:
+    """How the groups of a 4-bit weight lie in K blocks; None for a size that does not fit one.
+
+    ``wide``: blocks of 256 where a group or half of one fills them, which halves what a step costs besides decoding.
+    """
+    if fmt.granularity not in ("channel", "group"):
+        return None
+    group, long = fmt.group or ONE_GROUP, 256 if wide else 128
+    if not fmt.group or group % 256 == 0:
+        return Grouped(group, Layout(long, neighbors, order))
+    if group % 128 == 0:
+        return Grouped(group, Layout(long if group == 128 else 128, neighbors, order))
+    return Grouped(group, Layout(2 * group, neighbors, order)) if group in (32, 64) else None
+
+
+def _refuses_int8(case: Case, capability: Capability) -> str | None:
+    if not _token(case, "int8") or case.scheme.weight.element != "int8":
+        return OTHER_KIND
+    if not _plain_channel(case.scheme.weight, "int8"):
+        return "it takes int8:channel:sym weights"
+    if case.in_features > _MAX_INT8_K:
+        return f"{case.in_features} inputs could overflow int32"
+    return capability.refusal or missing()
+
+
+def _refuses_fp8(case: Case, capability: Capability) -> str | None:
+    if not _token(case, "e4m3") or case.scheme.weight.element != "e4m3":
+        return OTHER_KIND
+    if not _plain_channel(case.scheme.weight, "e4m3"):
+        return "it takes e4m3:channel:sym weights"
+    return _without_fp8(capability) or capability.refusal or missing()
+
+
+def _without_fp8(capability: Capability) -> str | None:
+    return None if capability.fp8 else f"{capability} has no FP8 dot: that begins with sm_89"
+
+
+def _refuses_block(case: Case, capability: Capability) -> str | None:
+    if (case.scheme.weight, case.scheme.input) != (Format.parse("fp8-block"), Format.parse("fp8-group")):
+        return OTHER_KIND
+    return _without_fp8(capability) or capability.refusal or missing()
+
+
+def _four_bit(case: Case, capability: Capability) -> str | None:
+    fmt = case.scheme.weight
+    if grouped(fmt, 4, "plain") is None:
+        return f"it takes channels, groups of 32, 64 and multiples of 128, not {fmt.granularity} {fmt.group or ''}".rstrip()
+    if not fmt.scale_kind.is_real:
+        return f"it takes real scales, not {fmt.scale}"
+    return capability.refusal or missing()
+
+
+def _refuses_w4a16(case: Case, capability: Capability) -> str | None:
+    if case.scheme.input is not None or case.scheme.weight.element != "int4":
+        return OTHER_KIND
+    return _four_bit(case, capability)
+
+
+def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
+    if not _token(case, "int8") or case.scheme.weight.element != "int4":
+        return OTHER_KIND
+    if case.in_features > 8 * _MAX_INT8_K:
+        return f"{case.in_features} inputs could overflow int32"
+    return _four_bit(case, capability)
+
+
+def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
+    fmt = case.scheme.weight
+    if not _token(case, "e4m3") or fmt.element not in _FP8_SCHEMES:
+        return OTHER_KIND
+    if not fmt.symmetric or fmt.full:
+        return "it takes codes of a sign and three bits: sym, without zero points"
+    if grouped(fmt, 4, "lut") is None or (fmt.scale_kind.outer == "tensor"):
+        return _four_bit(case, capability) or f"it takes no scales of {fmt.scale}"
+    return _without_fp8(capability) or capability.refusal or missing()
+
+
+def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _counters(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
+    size = tiles.counters(padded_rows(case.out_features))
+    made = functools.partial(_zeros, size=size)
+    return {"counters": Derived((names["codes"],), made, _meta((size,), torch.int32))}
+
+
+def _zeros(codes: Tensor, *, size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.int32, device=codes.device)
+
+
+def _plain(names: Mapping[str, str], program: Program) -> dict[str, Derived]:
+    codes, scale = program.like(names["codes"]), program.like(names["scale"])
+    return {
+        "plain": Derived((names["codes"],), Tensor.contiguous, codes),
+        "row_scale": Derived(
+            (names["scale"],), lambda s: s.flatten().contiguous(), _meta((scale.numel(),), scale.dtype)
+        ),
+    }
+
+
+def _prepare_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    sums = Derived((names["codes"],), weights.row_sums, _meta((case.out_features,), torch.int32))
+    return {**_plain(names, program), "sum": sums, **_counters(names, case)}
+
+
+def _call_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    codes, scale, zero = _signed(inputs)
+    return torch.ops.qpass_cuda.int8_linear(
+        codes, scale, zero, found["plain"], found["row_scale"], found["sum"], bias, found["counters"], case.dtype
+    )
+
+
+def _signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Unsigned codes moved to where int8 lives; no zero point for symmetric ones."""
+    codes, scale, zero = inputs
+    if codes.dtype is torch.int8:
+        return codes, scale, None
+    return (codes.to(torch.int16) - 128).to(torch.int8), scale, zero - 128
+
+
+def _prepare_fp8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    return {**_plain(names, program), **_counters(names, case)}
+
+
+def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    codes, scale, _ = inputs
+    return torch.ops.qpass_cuda.fp8_linear(
+        codes, scale, found["plain"], found["row_scale"], bias, found["counters"], case.dtype
+    )
+
+
+def _prepare_block(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    plain = Derived((names["codes"],), Tensor.contiguous, program.like(names["codes"]))
+    return {"plain": plain, **_counters(names, case)}
+
+
+def _call_block(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    codes, scale, _ = inputs
+    return torch.ops.qpass_cuda.fp8_block_linear(
+        codes, scale, found["plain"], found["scale"], bias, found["counters"], case.dtype
+    )
+
+
+def _prepare_integers(
+    names: Mapping[str, str], program: Program, case: Case, *, neighbors: int, order: str, wide: bool
+) -> dict[str, Derived]:
+    found = grouped(case.scheme.weight, neighbors, order, wide=wide)
+    assert found is not None
+    rows, width, codes = case.out_features, case.in_features, names["codes"]
+    scales = [names[part] for part in ("scale", "zero") if part in names]
+    shape = (found.scales(width), padded_rows(rows))
+    size = {"grouped": found, "rows": rows, "width": width}
+    return {
+        "words": Derived((codes,), functools.partial(weights.pack_integers, layout=found.layout),
+                         _meta(found.layout.shape(rows, width), torch.int32)),
+        "group_scale": Derived((names["scale"],), functools.partial(weights.spread_scale, **size),
+                               _meta(shape, case.scheme.weight.scale_dtype)),
+        "group_zero": Derived(tuple(scales), functools.partial(_zero_points, **size), _meta(shape, torch.uint8)),
+        **_counters(names, case),
+    }  # fmt: skip
+
+
+def _zero_points(scale: Tensor, zero: Tensor | None = None, **size: Any) -> Tensor:
+    return weights.spread_zero(scale, zero, **size)
+
+
+def _call_w4a16(
+    inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case, *, neighbors: int
+) -> Tensor:
+    load()
+    lay = grouped(case.scheme.weight, neighbors, "bf16")
+    assert lay is not None
+    return torch.ops.qpass_cuda.w4a16_linear(
+        inputs[0], found["words"], found["group_scale"], found["group_zero"], bias, found["counters"],
+        case.out_features, lay.group, str(lay.layout),
+    )  # fmt: skip
+
+
+def _prepare_w4a8_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    parts = _prepare_integers(names, program, case, neighbors=4, order="plain", wide=True)
+    sources = tuple(names[part] for part in ("codes", "scale", "zero") if part in names)
+    made = functools.partial(_scaled_sums, fmt=case.scheme.weight)
+    return {**parts, "sum": Derived(sources, made, _meta((padded_rows(case.out_features),), torch.float32))}
+
+
+def _scaled_sums(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, fmt: Format) -> Tensor:
+    return weights.scaled_sums(codes, scale, zero, fmt)
+
+
+def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    codes, scale, zero = _signed(inputs)
+    lay = grouped(case.scheme.weight, 4, "plain", wide=True)
+    assert lay is not None
+    return torch.ops.qpass_cuda.w4a8_int8_linear(
+        codes, scale, zero, found["words"], found["group_scale"], found["group_zero"], found["sum"], bias,
+        found["counters"], case.out_features, 0 if lay.group == ONE_GROUP else lay.group, str(lay.layout), case.dtype,
+    )  # fmt: skip
+
+
+def _prepare_w4a8_fp8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    fmt, rows, width = case.scheme.weight, case.out_features, case.in_features
+    found = grouped(fmt, 4, "lut")
+    assert found is not None
+    shape, real = (found.scales(width), padded_rows(rows)), fmt.scale_kind.is_real
+    sources = tuple(names[part] for part in ("codes", "scale", "outer") if part in names)
+    choose: Callable[..., Tensor] = functools.partial(_choices, fmt=fmt, grouped=found)
+    return {
+        "words": Derived((names["codes"],), functools.partial(weights.pack_signs, layout=found.layout),
+                         _meta(found.layout.shape(rows, width), torch.int32)),
+        "tables": Derived((names["scale"],), functools.partial(_tables, fmt=fmt), _meta((16, 2), torch.int32)),
+        "choice": Derived(sources, choose, _meta(shape, fmt.scale_dtype if real else torch.uint8)),
+        "factor": Derived(sources, functools.partial(_factors, fmt=fmt), _meta(shape[1:], torch.float32)),
+        **_counters(names, case),
+    }  # fmt: skip
+
+
+def _tables(scale: Tensor, *, fmt: Format) -> Tensor:
+    found = weights.real_table(fmt) if fmt.scale_kind.is_real else weights.tables(fmt)
+    return found.to(scale.device)
+
+
+def _choices(codes: Tensor, scale: Tensor, outer: Tensor | None = None, *, fmt: Format, grouped: Grouped) -> Tensor:
+    if fmt.scale_kind.is_real:
+        return grouped.spread(scale, *codes.shape)
+    return weights.choices(codes, Scales(scale, None, outer), fmt, grouped)
+
+
+def _factors(codes: Tensor, scale: Tensor, outer: Tensor | None = None, *, fmt: Format) -> Tensor:
+    if fmt.scale_kind.is_real:
+        return torch.ones(padded_rows(len(codes)), device=codes.device)
+    return weights.factors(codes, Scales(scale, None, outer), fmt)
+
+
+def _call_w4a8_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    lay = grouped(case.scheme.weight, 4, "lut")
+    assert lay is not None
+    return torch.ops.qpass_cuda.w4a8_fp8_linear(
+        inputs[0], inputs[1], found["words"], found["tables"], found["choice"], found["factor"], bias,
+        found["counters"], case.out_features, lay.group, str(lay.layout), case.dtype,
+    )  # fmt: skip
+
+
+_FEW = f"up to {tiles.SOME} rows weights are the left operand, with split K"
+_STOCK = f"{_FEW}; above, Inductor's dot with all that follows it in one kernel"
+_DENSE = f"{_FEW}; from {tiles.DENSE} rows weights are written out once for Inductor's dot"
+
+
+def kernels(capability: Capability) -> tuple[Kernel, ...]:
+    """In order of preference, for a GPU of this capability."""
+
+    def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
+        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts)
+
+    near = capability.neighbors
+    words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)
+    return (
+        made("int8_linear", f"{_STOCK}; int32 sums are exact", _refuses_int8, _prepare_int8, _call_int8),
+        made("fp8_linear", _STOCK, _refuses_fp8, _prepare_fp8, _call_fp8),
+        made("fp8_block_linear", f"{_FEW}; scales multiply float32 sums of 128 products", _refuses_block,
+             _prepare_block, _call_block, ("scale",)),
+        made("w4a16_linear", f"{_DENSE}; float inputs are rounded to bfloat16", _refuses_w4a16, words,
+             functools.partial(_call_w4a16, neighbors=near)),
+        made("w4a8_int8_linear", f"{_FEW}; int32 sums of a group are exact", _refuses_w4a8_int8, _prepare_w4a8_int8,
+             _call_w4a8_int8),
+        made("w4a8_fp8_linear", f"{_DENSE}, exactly, where scales are powers of two", _refuses_w4a8_fp8,
+             _prepare_w4a8_fp8, _call_w4a8_fp8),
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""Target ``cuda``: planned for the GPU that is there, or for one that is named, ``cuda:sm_80``; sm_90 if neither."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from qpass.errors import UnsupportedError
+from qpass.graph.program import Program
+from qpass.lowering import Target
+from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.kernels import kernels
+from qpass.lowering.inductor.buckets import Bucketed
+from qpass.lowering.reference import DEQUANTIZE
+
+
+def configured(option: str = "") -> Target:
+    """The target for one capability; without ``option`` the device's.
+
+    Raises:
+        InputError: an option that is not a compute capability.
+    """
+    capability = Capability.parse(option) if option else Capability.here()
+    build = functools.partial(_build, capability=capability)
+    name = f"cuda:{capability}" if capability.stated else "cuda"
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, device="cuda")
+
+
+def _build(program: Program, *, capability: Capability) -> torch.nn.Module:
+    if not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"no GPU is here to compile for {capability}",
+            fix='qpass.plan and qpass.trace work without one; use target="cpu" or "reference" to compile',
+        )
+    here = Capability(*torch.cuda.get_device_capability())
+    if here.neighbors != capability.neighbors or here.fp8 < capability.fp8 or here.refusal:
+        raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
+    on_cpu = [name for name, param in program.params.items() if isinstance(param, Tensor) and not param.is_cuda]
+    if on_cpu:
+        raise UnsupportedError(f"{len(on_cpu)} parameters are not on the GPU, the first is {on_cpu[0]}",
+                               fix='move the model first: model.to("cuda")')  # fmt: skip
+    return Bucketed(program)

@@ -1,0 +1,97 @@
+"""A LOWERED program for a GPU -> one Inductor artifact for each bucket of rows, compiled when it is first called for.
+
+A decode step and a prefill want other kernels; which of them a graph with a symbolic number of rows gets is fixed when
+it is compiled (``qpass.lowering.cuda.tiles``). The artifacts share the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from qpass.graph.program import Program, materialise
+from qpass.lowering.cuda import tiles
+from qpass.lowering.inductor.compile import compile_program
+
+OPTIONS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
+"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel."""
+
+
+class Bucketed(torch.nn.Module):
+    """Flat tensors in, flat tuple out; weights are buffers named as the program's parameters."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program, self._rows = program, rows_of(program)
+        self._artifacts: dict[int | None, Any] = {}
+        self._attributes: list[str] = []
+        for name, tensor in materialise(program).items():
+            attribute = name.replace(".", "__")
+            self.register_buffer(attribute, tensor)
+            self._attributes.append(attribute)
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """Run the artifact for as many rows as the inputs have."""
+        dense = [value.contiguous() if isinstance(value, Tensor) else value for value in inputs]
+        bucket = tiles.bucket_of(self._rows(dense))
+        if bucket not in self._artifacts:
+            self._artifacts[bucket] = compile_bucket(self._program, bucket)
+        weights = [self._buffers[attribute] for attribute in self._attributes]
+        with torch.no_grad():
+            return tuple(self._artifacts[bucket](*weights, *dense))
+
+
+def compile_bucket(program: Program, bucket: int | None) -> Any:
+    """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by."""
+    tag = f"{torch.compiler.config.cache_key_tag}{bucket}{sources()}"
+    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket):
+        return compile_program(program, OPTIONS)
+
+
+def sources() -> str:
+    """A hash of the kernels' and the operators' files."""
+    found = hashlib.sha256()
+    for package in ("qpass.lowering.triton", "qpass.lowering.cuda"):
+        folder = Path(str(importlib.import_module(package).__file__)).parent
+        for path in sorted(folder.glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def rows_of(program: Program) -> Callable[[list[Any]], int]:
+    """A function of the flat inputs: the most rows that a linear of ours has in that call."""
+    counts = {_rows(node.meta["val"]) for node in program.nodes() if "qpass_cuda" in str(node.target)}
+    fixed = max((count for count in counts if isinstance(count, int)), default=0)
+    where: dict[sympy.Symbol, tuple[int, int]] = {}
+    for position, node in enumerate(program.placeholders()):
+        value = node.meta["val"]
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
+                where.setdefault(size.node.expr, (position, dim))
+    free = [count for count in counts if not isinstance(count, int)]
+    known = [count for count in free if count.free_symbols <= where.keys()]
+    symbols = list(where)
+    functions = [sympy.lambdify(symbols, count) for count in known]
+    unknown = len(known) < len(free)  # sizes that depend on data: any number of rows
+
+    def rows(inputs: list[Any]) -> int:
+        sizes = [inputs[position].shape[dim] for position, dim in where.values()]
+        found = max((int(function(*sizes)) for function in functions), default=0)
+        return max(found, fixed, tiles.BUCKETS[-1] + 1 if unknown else 0)
+
+    return rows
+
+
+def _rows(value: Tensor) -> Any:
+    """The product of all sizes but the last: an int or a sympy expression."""
+    count: Any = 1
+    for size in value.shape[:-1]:
+        count = count * (size.node.expr if isinstance(size, torch.SymInt) else size)
+    return int(count) if isinstance(count, int) or count.is_Integer else count

@@ -1,0 +1,63 @@
+"""Run a kernel on CPU tensors by Triton's interpreter, whatever ``TRITON_INTERPRET`` was when it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+
+class Interpreter:
+    """``Interpreter(kernel)[grid](...)`` runs a ``triton.jit`` function program by program, on CPU tensors."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = _interpreted(kernel)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*args: Any, **kwargs: Any) -> None:
+            with _library():
+                self._kernel[grid](*args, **kwargs)
+
+        return run
+
+
+@functools.cache
+def interpreted(kernel: Any) -> Interpreter:
+    """The interpreter of a kernel."""
+    return Interpreter(kernel)
+
+
+_made: dict[int, Any] = {}
+
+
+def _interpreted(kernel: Any) -> Any:
+    """``kernel``, and the jit functions that it calls by name, as interpreted ones."""
+    if not isinstance(kernel, JITFunction):
+        return kernel
+    if id(kernel) not in _made:
+        fn = kernel.fn
+        scope = dict(fn.__globals__)
+        scope |= {name: _interpreted(scope[name]) for name in fn.__code__.co_names if name in scope}
+        copy = types.FunctionType(fn.__code__, scope, fn.__name__, fn.__defaults__, fn.__closure__)
+        copy.__annotations__, copy.__module__, copy.__qualname__ = fn.__annotations__, fn.__module__, fn.__qualname__
+        _made[id(kernel)] = InterpretedFunction(copy)
+    return _made[id(kernel)]
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[None]:
+    """``tl.cdiv`` and the like, which are jit functions themselves, as interpreted ones."""
+    saved = {name: value for name, value in vars(tl).items() if isinstance(value, JITFunction)}
+    try:
+        for name, value in saved.items():
+            setattr(tl, name, _interpreted(value))
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(tl, name, value)

@@ -1,0 +1,70 @@
+"""y = s_x c_n sum_k x_k byte_nk + b: weights of a sign and three bits become E4M3 bytes by a look-up, E4M3 inputs.
+
+Scales of a row that are powers of two apart (ZeroQuant-FP's M1 and M2, E8M0) choose one of 16 tables for each group,
+whose bytes already hold the factor: the cast is exact (``qpass.numerics.shift_cast``), and one factor a row is left.
+Real scales take the table of the grid itself, and multiply the sum of their group in float32.
+"""
+
+import triton
+import triton.language as tl
+
+from qpass.lowering.triton.decode import fp8_codes
+from qpass.lowering.triton.split_k import all_parts
+from qpass.lowering.triton.tile import packed_step, packed_tile, tile_of
+
+
+@triton.jit
+def w4a8_fp8_kernel(
+    x, x_scale, packed, tables, choice, factor, bias, out, workspace, counters, M, N, K, stride_x, stride_out, rows,
+    GROUP: tl.constexpr, REAL: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """x E4M3 [M, K]; x_scale float32 [M]; packed words; tables int32 [16, 2]; choice uint8 [groups, rows], a row of
+    tables, or with REAL a scale, float32 or bfloat16; factor float32 [rows]; out [M, N]. GROUP: BK / 2, BK or more."""
+    program, split = tl.program_id(0), tl.program_id(1)
+    pn, pm = tile_of(program, tl.cdiv(M, BM), tl.cdiv(N, BN), 8)
+    rn, rm = pn * BN + tl.arange(0, BN), pm * BM + tl.arange(0, BM)
+    half = tl.arange(0, BK // 2)[:, None]
+    inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * BK + half
+    there = (rm < M)[None, :]
+    words = packed_tile(packed, pn * BN, split, rows, BN, BK, ASM)
+    acc = tl.zeros((BN, BM), tl.float32)
+    near = tl.load(tables + rn * 0)
+    far = tl.load(tables + rn * 0 + 1)
+    near2, far2 = near, far
+    for step in tl.range(split, tl.cdiv(K, BK), SPLITS, num_stages=STAGES):
+        tile = tl.load(words, eviction_policy="evict_first")
+        left = K if EVEN_K else K - step * BK
+        x_low = tl.load(inputs, there if EVEN_K else there & (half < left), 0.0)
+        x_high = tl.load(inputs + BK // 2, there if EVEN_K else there & (half + BK // 2 < left), 0.0)
+        group = (step * BK) // GROUP * rows + rn
+        if not REAL:
+            chosen = tl.load(choice + group).to(tl.int32) * 2
+            near, far = tl.load(tables + chosen), tl.load(tables + chosen + 1)
+            near2, far2 = near, far
+            if GROUP < BK:
+                chosen2 = tl.load(choice + group + rows).to(tl.int32) * 2
+                near2, far2 = tl.load(tables + chosen2), tl.load(tables + chosen2 + 1)
+        low, high = fp8_codes(tile, near, far, near2, far2, BN, BK, 4, ASM)
+        if not REAL:
+            acc = tl.dot(low, x_low, acc)
+            acc = tl.dot(high, x_high, acc)
+        elif GROUP < BK:  # each half of the block is a group
+            acc += tl.dot(low, x_low) * tl.load(choice + group).to(tl.float32)[:, None]
+            acc += tl.dot(high, x_high) * tl.load(choice + group + rows).to(tl.float32)[:, None]
+        else:
+            part = tl.dot(low, x_low)
+            part = tl.dot(high, x_high, part)
+            acc += part * tl.load(choice + group).to(tl.float32)[:, None]
+        inputs += SPLITS * BK
+        words += SPLITS * packed_step(rows, BK, ASM)
+    if SPLITS > 1:
+        acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
+    else:
+        mine = True
+    if mine:
+        acc = acc * tl.load(factor + rn)[:, None] * tl.load(x_scale + rm, rm < M, 0.0)[None, :]
+        if HAS_BIAS:
+            acc += tl.load(bias + rn, rn < N, 0.0).to(tl.float32)[:, None]
+        spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
+        tl.store(spots, acc.to(out.dtype.element_ty), there & (rn < N)[:, None])

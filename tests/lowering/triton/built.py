@@ -1,0 +1,59 @@
+"""The kernels compiled for GPUs that are not here, each once a run."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from qpass.lowering.cuda import tiles
+from qpass.lowering.triton.compile_only import Built, compile_for
+from qpass.lowering.triton.eight_bit import eight_bit_kernel
+from qpass.lowering.triton.fp8_block import fp8_block_kernel
+from qpass.lowering.triton.w4a8_fp8 import w4a8_fp8_kernel
+from qpass.lowering.triton.w4a8_int8 import w4a8_int8_kernel
+from qpass.lowering.triton.w4a16 import w4a16_kernel
+
+TYPES = {
+    **dict.fromkeys(("M", "N", "K", "stride_x", "stride_w", "stride_out", "rows"), "i32"),
+    "x_scale": "*fp32", "x_zero": "*i32", "packed": "*i8", "zero": "*u8", "bias": "*bf16", "out": "*bf16",
+    "workspace": "*fp32", "counters": "*i32", "tables": "*i32", "factor": "*fp32", "scale": "*bf16", "sums": "*fp32",
+}  # fmt: skip
+
+
+@functools.cache
+def built(
+    name: str, bucket: int | None, target: str = "sm_90", group: int = 128, real: bool = False, near: int = 0
+) -> tuple[Built, int]:
+    """(the kernel ``name`` with the tile of a bucket, the weights of one round of its loop)."""
+    kernel, table, types, constants = _kind(name, group, real, target)
+    tile = tiles.tile(table, bucket, warp_groups=target == "sm_90")
+    constants |= {
+        "SPLITS": 1 if bucket is None else 4, "HAS_BIAS": True, "EVEN_K": True, "BM": tile.bm, "BN": tile.bn,
+        "STAGES": tile.stages, "KW": near or (2 if target == "sm_90" else 4),
+    }  # fmt: skip
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    made = compile_for(kernel, {**TYPES, **types}, constants, target, warps=tile.warps)
+    return made, tile.bn * constants.get("BK", 128)
+
+
+def _kind(name: str, group: int, real: bool, target: str) -> tuple[Any, Any, dict[str, str], dict[str, Any]]:
+    asm = target.startswith("sm_")
+    packed = {} if asm else {"packed": "*i32"}
+    four = {"GROUP": group, "BK": 64 if group == 32 else 128, "ASM": asm}
+    fp8 = "*fp8e4nv" if asm else "*fp8e4b8"
+    if name == "w4a16":
+        return w4a16_kernel, tiles.FOUR_BIT, {"x": "*bf16", **packed}, four
+    if name == "w4a8_int8":
+        wide = {"BK": 256} if group in (0, 128) else {}
+        kinds = {"x": "*i8", **packed} | ({} if group else {"scale": "*fp32", "workspace": "*i32"})
+        return w4a8_int8_kernel, tiles.WIDE_BLOCK, kinds, {**four, **wide, "ZERO": True}
+    if name == "w4a8_fp8":
+        kinds = {"x": "*fp8e4nv", "choice": "*fp16" if real else "*u8", **packed}
+        return w4a8_fp8_kernel, tiles.FOUR_BIT, kinds, {**four, "REAL": real}
+    if name == "fp8_block":
+        return fp8_block_kernel, tiles.FP8_BLOCK, {"x": fp8, "weight": fp8, "scale": "*fp32"}, {}
+    integer = name == "int8"
+    element = "*i8" if integer else fp8
+    types = {"x": element, "weight": element, "scale": "*fp32", "sums": "*i32"}
+    types |= {"workspace": "*i32"} if integer else {}
+    return eight_bit_kernel, tiles.EIGHT_BIT, types, {"INTEGER": integer, "ZERO": integer, "BK": 128}

@@ -1,0 +1,108 @@
+"""What the compiler makes of each kernel, for GPUs that are not here: the regression test of speed without a device."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+
+from qpass.errors import UnsupportedError
+from qpass.lowering.triton.compile_only import compile_for
+from qpass.lowering.triton.dequantize import dequantize_bf16_kernel, dequantize_fp8_kernel
+from qpass.lowering.triton.eight_bit import eight_bit_kernel
+from qpass.lowering.triton.properties import loop_of, properties
+from tests.lowering.triton.built import TYPES, built
+
+WGMMA = "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{kinds}"
+MMA = "mma.sync.aligned.m16n8k{k}.row.col.{kinds}"
+BF16, INT8, FP8 = "f32.bf16.bf16", "s32.s8.s8", "f32.e4m3.e4m3"
+SHARED = 232448  # bytes that a program may have on an H100 or H200
+
+# kernel, options, matrix instruction, instructions for each weight of 16 rows, registers
+HOPPER = [
+    ("w4a16", {}, BF16, 2.6, 168),
+    ("w4a16", {"group": 64}, BF16, 2.9, 168),
+    ("w4a16", {"group": 32}, BF16, 4.2, 168),
+    ("w4a8_int8", {}, INT8, 1.9, 168),
+    ("w4a8_int8", {"group": 0}, INT8, 1.5, 168),
+    ("w4a8_fp8", {}, FP8, 1.9, 128),
+    ("w4a8_fp8", {"real": True}, FP8, 1.9, 128),
+    ("int8", {}, INT8, 1.4, 64),
+    ("fp8", {}, FP8, 1.4, 64),
+    ("fp8_block", {}, FP8, 1.5, 80),
+]
+IDS = [name + "".join(f"-{value}" for value in options.values()) for name, options, *_ in HOPPER]
+
+
+@pytest.mark.parametrize(("name", "options", "kinds", "budget", "registers"), HOPPER, ids=IDS)
+def test_few_rows_on_sm_90(name: str, options: dict, kinds: str, budget: float, registers: int) -> None:
+    kernel, weights = built(name, 16, **options)
+    found = properties(kernel)
+    deep = 16 if kinds == BF16 else 32
+    assert found.matrix == {WGMMA.format(n=16, k=deep, kinds=kinds)}  # no fall-back to TF32, float16 or mma.sync
+    assert loop_of(kernel.ttgir) and found.conversions == found.allocations == 0
+    unpacked, direct = found.words
+    assert unpacked == direct == (weights // 8 // (32 * kernel.warps) if name.startswith("w4") else 0)
+    assert found.copies["0x10"] >= 6  # weights, and inputs, by 16 bytes
+    assert kernel.shared <= SHARED
+    if kernel.sass:
+        assert (kernel.stack, found.spills) == (0, 0) and kernel.registers <= registers
+        assert found.per_weight(weights, kernel) <= budget
+
+
+@pytest.mark.parametrize("bucket", [64, None], ids=["some", "many"])
+@pytest.mark.parametrize("name", ["w4a16", "w4a8_int8", "w4a8_fp8", "int8", "fp8", "fp8_block"])
+def test_more_rows_on_sm_90(name: str, bucket: int | None) -> None:
+    kernel, _ = built(name, bucket)
+    found = properties(kernel)
+    kinds = {"w4a16": BF16, "w4a8_int8": INT8, "int8": INT8}.get(name, FP8)
+    assert found.matrix == {WGMMA.format(n=bucket or 128, k=16 if kinds == BF16 else 32, kinds=kinds)}
+    assert found.conversions == 0 and found.words[0] == found.words[1]
+    assert kernel.shared <= SHARED
+    if kernel.sass:
+        assert (kernel.stack, found.spills) == (0, 0)
+
+
+@pytest.mark.parametrize("bucket", [16, None], ids=["few", "many"])
+@pytest.mark.parametrize(("name", "budget"), [("w4a16", 2.9), ("w4a8_int8", 1.9), ("int8", 1.2)])
+def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
+    kernel, weights = built(name, bucket, "sm_80")
+    found = properties(kernel)
+    kinds = f"{BF16}.f32" if name == "w4a16" else f"satfinite.{INT8}.s32"
+    assert found.matrix == {MMA.format(k=16 if name == "w4a16" else 32, kinds=kinds)}
+    assert found.conversions == 0 and found.words[0] == found.words[1]
+    if kernel.sass:
+        assert (kernel.stack, found.spills) == (0, 0)
+        assert bucket is None or found.per_weight(weights, kernel) <= budget
+
+
+@pytest.mark.parametrize(("target", "near"), [("sm_90", 4), ("sm_80", 2)])
+def test_the_other_gpus_order_of_neighbors_is_seen(target: str, near: int) -> None:
+    """A packing that does not fit the registers leaves no word straight from a load: the check tells right from wrong."""
+    unpacked, direct = properties(built("w4a16", 16, target, near=near)[0]).words
+    assert unpacked == 16 and direct == 0
+
+
+@pytest.mark.parametrize("name", ["w4a16", "int8", "fp8"])
+def test_gfx942_compiles(name: str) -> None:
+    found = properties(built(name, 16, "gfx942")[0])
+    kinds = {"w4a16": "v_mfma_f32_16x16x16_bf16", "int8": "v_mfma_i32_16x16x32_i8"}
+    assert found.matrix == {kinds.get(name, "v_mfma_f32_16x16x32_fp8_fp8")}
+
+
+def test_weights_are_written_out_in_wide_stores() -> None:
+    constants = {"GROUP": 128, "BN": 64, "BK": 128, "ASM": True}
+    types = {**TYPES, "choice": "*u8"}
+    bf16 = compile_for(dequantize_bf16_kernel, types, {**constants, "KW": 2}, ragged=())
+    fp8 = compile_for(dequantize_fp8_kernel, {**types, "out": "*fp8e4nv"}, constants, ragged=())
+    for kernel in (bf16, fp8):
+        assert "ld.global.L1::evict_first.L2::cache_hint.v4.b32" in kernel.assembly or ".v4.b32" in kernel.assembly
+        assert kernel.stack <= 0
+
+
+def test_a_target_that_cannot_is_refused() -> None:
+    types = {**TYPES, "x": "*fp8e4nv", "weight": "*fp8e4nv", "scale": "*fp32"}
+    constants = {"INTEGER": False, "ZERO": False, "SPLITS": 1, "HAS_BIAS": False, "EVEN_K": True, "BM": 16, "BN": 64,
+                 "BK": 128, "STAGES": 3}  # fmt: skip
+    with pytest.raises(UnsupportedError, match="does not compile eight_bit_kernel for sm_80.*fp8e4nv"):
+        compile_for(eight_bit_kernel, types, constants, "sm_80")

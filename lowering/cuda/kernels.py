@@ -21,7 +21,7 @@ from qpass.lowering.triton.layout import Layout, padded_rows
 from qpass.numerics.scales import Scales
 
 OTHER_KIND = ""
-_MAX_INT8_K = 131071  # 128 · 128 · K stays within int32
+_MAX_INT8_K = 65793  # 255 · 128 · K stays within int32
 _FP8_SCHEMES = ("e2m1", "e3m0", "int4")
 
 
@@ -88,10 +88,16 @@ def _refuses_block(case: Case, capability: Capability) -> str | None:
     return _without_fp8(capability) or capability.refusal or missing()
 
 
+def _odd_groups(fmt: Format) -> str | None:
+    if grouped(fmt, 4, "plain") is not None:
+        return None
+    return f"it takes channels, groups of 32, 64 and multiples of 128, not {fmt.granularity} {fmt.group or ''}".rstrip()
+
+
 def _four_bit(case: Case, capability: Capability) -> str | None:
     fmt = case.scheme.weight
-    if grouped(fmt, 4, "plain") is None:
-        return f"it takes channels, groups of 32, 64 and multiples of 128, not {fmt.granularity} {fmt.group or ''}".rstrip()
+    if reason := _odd_groups(fmt):
+        return reason
     if not fmt.scale_kind.is_real:
         return f"it takes real scales, not {fmt.scale}"
     return capability.refusal or missing()
@@ -106,7 +112,7 @@ def _refuses_w4a16(case: Case, capability: Capability) -> str | None:
 def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
     if not _token(case, "int8") or case.scheme.weight.element != "int4":
         return OTHER_KIND
-    if case.in_features > 8 * _MAX_INT8_K:
+    if case.in_features > 8 * _MAX_INT8_K:  # 15 · 255 · K
         return f"{case.in_features} inputs could overflow int32"
     return _four_bit(case, capability)
 
@@ -117,9 +123,9 @@ def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
         return OTHER_KIND
     if not fmt.symmetric or fmt.full:
         return "it takes codes of a sign and three bits: sym, without zero points"
-    if grouped(fmt, 4, "lut") is None or (fmt.scale_kind.outer == "tensor"):
-        return _four_bit(case, capability) or f"it takes no scales of {fmt.scale}"
-    return _without_fp8(capability) or capability.refusal or missing()
+    if fmt.scale_kind.outer == "tensor":
+        return f"it takes no scales of {fmt.scale}"
+    return _odd_groups(fmt) or _without_fp8(capability) or capability.refusal or missing()
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

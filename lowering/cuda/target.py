@@ -12,6 +12,7 @@ from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import kernels
+from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
 from qpass.lowering.reference import DEQUANTIZE
 
@@ -25,7 +26,7 @@ def configured(option: str = "") -> Target:
     capability = Capability.parse(option) if option else Capability.here()
     build = functools.partial(_build, capability=capability)
     name = f"cuda:{capability}" if capability.stated else "cuda"
-    return Target(name, (*kernels(capability), DEQUANTIZE), build, device="cuda")
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE})
 
 
 def _build(program: Program, *, capability: Capability) -> torch.nn.Module:

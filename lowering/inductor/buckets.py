@@ -15,9 +15,11 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
+from torch._inductor.virtualized import V
 
 from qpass.graph.program import Program, materialise
 from qpass.lowering.cuda import tiles
+from qpass.lowering.inductor.choices import RowsInRegisters
 from qpass.lowering.inductor.compile import compile_program
 
 OPTIONS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
@@ -51,14 +53,19 @@ class Bucketed(torch.nn.Module):
 def compile_bucket(program: Program, bucket: int | None) -> Any:
     """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by."""
     tag = f"{torch.compiler.config.cache_key_tag}{bucket}{sources()}"
-    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket):
+    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices():
         return compile_program(program, OPTIONS)
+
+
+def our_choices() -> Any:
+    """Inside, Inductor chooses as ``choices`` says."""
+    return V.set_choices_handler(RowsInRegisters())
 
 
 def sources() -> str:
     """A hash of the kernels' and the operators' files."""
     found = hashlib.sha256()
-    for package in ("qpass.lowering.triton", "qpass.lowering.cuda"):
+    for package in ("qpass.lowering.triton", "qpass.lowering.cuda", "qpass.lowering.inductor"):
         folder = Path(str(importlib.import_module(package).__file__)).parent
         for path in sorted(folder.glob("*.py")):
             found.update(path.read_bytes())

@@ -72,8 +72,11 @@ def compile_for(
         made = triton.compile(source, target=gpu, options={"num_warps": warps})
     except Exception as error:
         lines = [line for line in f"{error} {error.__cause__ or ''}".splitlines() if line.strip()]
-        raise UnsupportedError(f"Triton {triton.__version__} does not compile {kernel.__name__} for {target}: "
-                               f"{type(error).__name__} {lines[-1]}", fix="use another kernel or target") from error  # fmt: skip
+        raise UnsupportedError(
+            f"Triton {triton.__version__} does not compile {kernel.__name__} for {target}: "
+            f"{type(error).__name__} {lines[-1]}",
+            fix="use another kernel or target",
+        ) from error
     registers, stack, sass = _machine_code(made.asm["cubin"]) if nvidia else (-1, -1, ())
     return Built(kernel.__name__, target, made.asm["ttgir"], made.asm["ptx" if nvidia else "amdgcn"], sass,
                  registers, stack, made.metadata.shared, warps)  # fmt: skip

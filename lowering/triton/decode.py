@@ -89,7 +89,7 @@ def int8_codes(tile, zero, zero2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.con
 def fp8_codes(tile, near, far, near2, far2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.constexpr, ASM: tl.constexpr):
     """E4M3 bytes of codes of a sign and three bits, two of [BN, BK / 2], by a look-up in the row's own table.
 
-    Order lut. near, far (and near2, far2 for the other half): int32 [BN], the bytes of the magnitudes 0 to 3 and 4 to 7.
+    Order lut. near, far, and near2, far2 for the other half: int32 [BN], the bytes of the magnitudes 0 to 3 and 4 to 7.
     """
     if ASM:
         low, high = tl.inline_asm_elementwise(

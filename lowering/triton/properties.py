@@ -60,7 +60,7 @@ def properties(built: Built) -> Properties:
             re.findall(
                 r"cp\.async\.\w+\.shared\.global(?:\.\w+::\w+)? *\[[^\]]*\], *\[[^\]]*\], *(\w+)", built.assembly
             )
-        ),  # fmt: skip
+        ),
         loop=main_loop(built.sass),
     )
 

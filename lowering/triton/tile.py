@@ -30,7 +30,7 @@ def to_rows(elements, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KW: tl.const
 
 @triton.jit
 def words_to_elements(words, shift, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KW: tl.constexpr):
-    """int32 [BLOCK_N, BLOCK_K / 2] of words [.., 4]: each word, shifted right for each of its four elements by ``shift`` [4]."""
+    """int32 [BLOCK_N, BLOCK_K / 2] of words [.., 4]: each word, shifted right by ``shift`` [4] for its elements."""
     shifted = words[:, :, None] >> shift[None, None, :]
     return to_rows(shifted.reshape(BLOCK_N * BLOCK_K // 32, 16), BLOCK_N, BLOCK_K, KW)
 

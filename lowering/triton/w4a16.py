@@ -19,7 +19,7 @@ def w4a16_kernel(
     GROUP: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, KW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] bfloat16 (float32 or float16 without ASM); packed words; scale bfloat16 and zero uint8 [K / GROUP, rows];
+    """x [M, K] bfloat16 (any float without ASM); packed words; scale of a float dtype, zero uint8, [K / GROUP, rows];
     out [M, N]. Grid: tiles of N times tiles of M, SPLITS. rows: N padded; GROUP: BK / 2, BK, a multiple, or >= K."""
     program, split = tl.program_id(0), tl.program_id(1)
     pn, pm = tile_of(program, tl.cdiv(M, BM), tl.cdiv(N, BN), 8)

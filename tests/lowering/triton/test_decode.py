@@ -62,8 +62,8 @@ def test_int8_codes() -> None:
     words, codes = words_of("plain")
     for zero in range(16):
         plus = np.full_like(words, (128 - zero) * 0x01010101)
-        values = np.stack([(reg >> np.uint32(8 * i)).astype(np.uint8).view(np.int8)
-                           for reg in decoded("w4a8_int8", [words, plus, plus], group=64) for i in range(4)])  # fmt: skip
+        found = decoded("w4a8_int8", [words, plus, plus], group=64)
+        values = np.stack([(reg >> np.uint32(8 * i)).astype(np.uint8).view(np.int8) for reg in found for i in range(4)])
         assert np.array_equal(values, codes.astype(int) - zero)
 
 

@@ -85,9 +85,9 @@ def test_what_is_no_code_is_refused(codes: torch.Tensor, text: str) -> None:
 def test_wrong_words_and_layouts_are_refused() -> None:
     layout = Layout(128, 4, "plain")
     words = pack(torch.zeros(16, 128, dtype=torch.uint8), layout)
-    with pytest.raises(InputError, match="words of torch.int32 for a 16 x 256 weight in k128n4-plain"):
+    with pytest.raises(InputError, match=r"words of torch\.int32 for a 16 x 256 weight in k128n4-plain"):
         unpack(words, 16, 256, layout)
-    with pytest.raises(InputError, match="use 'plain'|use one of plain"):
+    with pytest.raises(InputError, match=r"use 'plain'|use one of plain"):
         Layout(128, 4, "plane")
     with pytest.raises(InputError, match="blocks of 96"):
         Layout(96, 4, "plain")

@@ -78,7 +78,7 @@ def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
 
 @pytest.mark.parametrize(("target", "near"), [("sm_90", 4), ("sm_80", 2)])
 def test_the_other_gpus_order_of_neighbors_is_seen(target: str, near: int) -> None:
-    """A packing that does not fit the registers leaves no word straight from a load: the check tells right from wrong."""
+    """A packing that does not fit the registers leaves no word straight from a load."""
     unpacked, direct = properties(built("w4a16", 16, target, near=near)[0]).words
     assert unpacked == 16 and direct == 0
 
@@ -104,5 +104,5 @@ def test_a_target_that_cannot_is_refused() -> None:
     types = {**TYPES, "x": "*fp8e4nv", "weight": "*fp8e4nv", "scale": "*fp32"}
     constants = {"INTEGER": False, "ZERO": False, "SPLITS": 1, "HAS_BIAS": False, "EVEN_K": True, "BM": 16, "BN": 64,
                  "BK": 128, "STAGES": 3}  # fmt: skip
-    with pytest.raises(UnsupportedError, match="does not compile eight_bit_kernel for sm_80.*fp8e4nv"):
+    with pytest.raises(UnsupportedError, match=r"does not compile eight_bit_kernel for sm_80.*fp8e4nv"):
         compile_for(eight_bit_kernel, types, constants, "sm_80")

@@ -1,0 +1,156 @@
+"""Inductor's CUDA code for a program, with no GPU: device queries answered, tensors fake, nothing launched."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo.device_interface as device_interface
+import torch._inductor.fx_passes.joint_graph as joint_graph
+import torch._inductor.select_algorithm as select_algorithm
+import torch.utils._triton as has_triton
+import triton
+from torch import fx
+from torch._inductor import config
+from torch._inductor.graph import GraphLowering
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+
+from qpass.graph.program import Program
+from qpass.lowering.inductor.buckets import OPTIONS, our_choices
+from qpass.lowering.inductor.compile import as_module
+
+SETTINGS = {
+    **OPTIONS, "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True, "compile_threads": 1,
+    "joint_graph_constant_folding": False,
+}  # fmt: skip
+
+
+class _Stop(Exception):
+    pass
+
+
+class _Nothing:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *args: Any) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def fake_gpu(capability: tuple[int, int]) -> Iterator[None]:
+    """Inside, torch and Triton believe in one H100 of that capability."""
+    properties = types.SimpleNamespace(
+        name="fake", major=capability[0], minor=capability[1], multi_processor_count=132, warp_size=32,
+        regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
+        total_memory=80 << 30, shared_memory_per_block_optin=232448, shared_memory_per_block=49152,
+        shared_memory_per_multiprocessor=233472, L2_cache_size=50 << 20, gcnArchName="",
+    )  # fmt: skip
+    cuda = device_interface.CudaInterface
+    answers: list[tuple[Any, str, Any]] = [
+        (torch.cuda, "get_device_properties", lambda *a, **k: properties),
+        (torch.cuda, "get_device_capability", lambda *a, **k: capability),
+        (torch.cuda, "current_device", lambda: 0), (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "is_bf16_supported", lambda *a, **k: True), (torch.cuda, "synchronize", lambda *a, **k: None),
+        (torch.cuda, "current_stream", lambda *a, **k: types.SimpleNamespace(cuda_stream=0)),
+        (cuda, "device", _Nothing), (cuda, "current_device", staticmethod(lambda: 0)),
+        (cuda, "device_count", staticmethod(lambda: 1)), (cuda, "synchronize", staticmethod(lambda *a: None)),
+        (cuda, "get_device_properties", staticmethod(lambda *a, **k: properties)),
+        (cuda, "is_available", staticmethod(lambda: True)),
+        (cuda, "is_bf16_supported", staticmethod(lambda *a, **k: True)),
+        (cuda.Worker, "get_device_properties", staticmethod(lambda *a, **k: properties)),
+        (cuda.Worker, "current_device", staticmethod(lambda: 0)),
+        # the method asks for a CUDA build before it dispatches, the operator does not
+        (torch.Tensor, "copy_", lambda self, other, *rest: torch.ops.aten.copy_.default(self, other)),
+    ]  # fmt: skip
+    if not device_interface._device_initialized:
+        device_interface.init_device_reg()
+    with contextlib.ExitStack() as stack:
+        for place, name, answer in answers:
+            stack.enter_context(mock.patch.object(place, name, answer))
+        device_interface.register_interface_for_device("cuda:0", cuda)
+        if hasattr(has_triton.has_triton, "cache_clear"):
+            has_triton.has_triton.cache_clear()
+        before = triton.runtime.driver._active
+        triton.runtime.driver.set_active(_driver(capability))
+        try:
+            yield
+        finally:
+            triton.runtime.driver._active = before
+            if hasattr(has_triton.has_triton, "cache_clear"):
+                has_triton.has_triton.cache_clear()
+
+
+def _driver(capability: tuple[int, int]) -> Any:
+    limits = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+    return types.SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", capability[0] * 10 + capability[1], 32),
+        get_current_device=lambda: 0, get_active_torch_device=lambda: torch.device("cuda", 0),
+        get_current_stream=lambda device=None: 0, is_active=lambda: True,
+        utils=types.SimpleNamespace(get_device_properties=lambda device: limits),
+    )  # fmt: skip
+
+
+def code_for(program: Program, inputs: Sequence[Any], capability: tuple[int, int] = (9, 0)) -> str:
+    """The Python that Inductor writes for a LOWERED program on a GPU.
+
+    Args:
+        program: planned on any device; its constants' devices are replaced.
+        inputs: (shape, dtype) of the flat inputs, or numbers.
+    """
+    module = as_module(program)
+    weights = [(tuple(node.meta["val"].shape), node.meta["val"].dtype)
+               for node in module.graph.nodes if node.op == "placeholder"][: len(program.used_params())]  # fmt: skip
+    _on_cuda(module)
+    return _code(module, [*weights, *inputs], capability)
+
+
+def _on_cuda(module: fx.GraphModule) -> None:
+    def moved(argument: Any) -> Any:
+        return torch.device("cuda", 0) if isinstance(argument, torch.device) else argument
+
+    for node in module.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, moved)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, moved)
+        node.meta.pop("val", None)
+    module.recompile()
+
+
+def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int]) -> str:
+    found: list[str] = []
+
+    def stop(graph: GraphLowering) -> None:
+        found.append(graph.codegen()[0].value)
+        raise _Stop
+
+    choose = select_algorithm.AlgorithmSelectorCache.__call__
+
+    def first(self: Any, name: str, choices: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = [one for one in choices if isinstance(one, select_algorithm.TritonTemplateCaller)][:1] or choices[:1]
+        return choose(self, name, kept, *args, **kwargs)
+
+    torch._dynamo.reset()
+    fake = FakeTensorMode()
+    logging.getLogger("torch.__trace").propagate = False  # pytest would keep megabytes of it
+    with fake_gpu(capability), config.patch(SETTINGS), our_choices(), fake, torch.no_grad():
+        tensors = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in inputs]
+        with (
+            mock.patch.object(joint_graph, "lazy_init", lambda *a, **k: None),
+            mock.patch.object(GraphLowering, "_compile_to_module", stop),
+            mock.patch.object(select_algorithm.AlgorithmSelectorCache, "__call__", first),
+        ):
+            try:
+                torch.compile(module, fullgraph=True, dynamic=False)(*tensors)
+            except Exception:
+                if not found:
+                    raise
+    torch._dynamo.reset()
+    return found[0]

@@ -1,0 +1,136 @@
+"""What Inductor makes of a quantized decoder block on a GPU that is not here: how many kernels, and which."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pytest.importorskip("triton")
+
+import qpass
+from qpass.formats import Format
+from qpass.lowering.cuda.quantize import QUANTIZE
+from qpass.numerics import codec
+from tests.lowering.cuda import fakegpu
+from tests.lowering.cuda.generated import compiled, launches
+from tests.tiny import RMSNorm
+
+BF16 = torch.bfloat16
+PAST = 7
+
+
+@functools.cache
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
+                         num_key_value_heads=2, vocab_size=64, tie_word_embeddings=False)  # fmt: skip
+    return LlamaForCausalLM(config).eval().to(BF16)
+
+
+def kernels(scheme: str, length: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What one block with ``scheme`` launches for one sequence of ``length`` tokens behind ``PAST``."""
+    recipe = {"linears": {"lm_head.weight": "keep", "*": scheme}}
+    program = qpass.trace(block(), recipe, target="cuda")["LOWERED"]
+    sizes = {"input_ids": (1, length), "attention_mask": (1, PAST + length), "position_ids": (1, length), "keep": (1,)}
+    inputs = [(sizes.get(node.name, (1, 2, PAST, 64)), node.meta["val"].dtype) for node in program.placeholders()]
+    if length == 1:  # no dense dot is asked about here, and their templates take time
+        monkeypatch.setitem(fakegpu.SETTINGS, "max_autotune_gemm", False)
+    return launches(fakegpu.code_for(program, inputs))
+
+
+def test_a_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven linears, and between them one kernel where rows are reduced: quantizing is part of it."""
+    found = kernels("w8a8-int8", 1, monkeypatch)
+    at = [place for place, name in enumerate(found) if name.startswith("eight_bit_kernel")]
+    assert len(at) == 7
+    # before q, k and v: embedding, norm, quantize; after down: residual and norm, and the head
+    assert at[0] == 1 and found[0].startswith("triton_per") and len(found) - at[-1] - 1 <= 2
+    # o's quantize, o; residual, norm and quantize, gate, up; SwiGLU and quantize, down
+    tail = [name.split("_")[1] for name in found[at[3] - 1 : at[-1] + 1]]
+    assert tail == ["per", "bit", "per", "bit", "bit", "per", "bit"]
+    none_else(found)
+
+
+class Mlp(nn.Module):
+    """The half of a decoder block behind its attention, and the next one's norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.next = RMSNorm(256), RMSNorm(256)
+        self.gate, self.up, self.down = nn.Linear(256, 512), nn.Linear(256, 512), nn.Linear(512, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        return self.next(x + self.down(nn.functional.silu(self.gate(h)) * self.up(h)))
+
+
+HALF = [
+    ("w4a16-g128", "w4a16_kernel", "per our our poi our per"),
+    ("w4a8-int8", "w4a8_int8_kernel", "per our our per our per"),
+    ("w4a8-fp-m2", "w4a8_fp8_kernel", "per our our per our per"),
+    ("w8a8-fp8", "eight_bit_kernel", "per our our per our per"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "kernel", "expected"), HALF, ids=[case[0] for case in HALF])
+def test_half_a_decode_step(scheme: str, kernel: str, expected: str) -> None:
+    """Norm (and quantize), gate, up, SwiGLU (and quantize), down, residual and norm."""
+    program = qpass.trace(mlp(), scheme, args=(torch.zeros(4, 256, dtype=BF16),), target="cuda")["LOWERED"]
+    found = launches(fakegpu.code_for(program, [((4, 256), BF16)]))
+    assert ["our" if name.startswith(kernel) else name.split("_")[1] for name in found] == expected.split()
+    none_else(found)
+
+
+@functools.cache
+def mlp() -> nn.Module:
+    return Mlp().eval().to(BF16)
+
+
+def none_else(found: list[str]) -> None:
+    """Counters of split K are written in place, so that nothing is cleared or copied; no library is called."""
+    assert not [name for name in found if name.startswith(("triton_poi_fused_copy", "triton_poi_fused_zeros"))]
+    assert not [name for name in found if "torchao" in name or name.startswith("aten.")]
+
+
+def test_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor's template for int8 with what is pointwise behind it; no library call, nothing that only quantizes."""
+    found = kernels("w8a8-int8", 100, monkeypatch)
+    dots = [name for name in found if "int_mm" in name]
+    assert len(dots) == 7 and all(name.startswith("triton_tem") for name in dots)
+    assert all(name.startswith("triton_") for name in found)
+    reductions = [name for name in found if name.startswith("triton_per") and "amax" in name and "softmax" not in name]
+    assert len(reductions) == 4  # inputs of qkv, of o, of gate and up, of down
+
+
+def add_norm_quantize(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    total = x + residual
+    h = total.float()
+    h = weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)).to(BF16)
+    return total, *codec.quantize_rows(h, Format.parse("int8:token:asym"))
+
+
+def swiglu_quantize(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return QUANTIZE.call(torch.nn.functional.silu(gate) * up, "e4m3:token:sym")[:2]
+
+
+LONG = [(add_norm_quantize, [(512, 4096), (512, 4096), (4096,)], 48), (swiglu_quantize, [(512, 14336)] * 2, 80)]
+
+
+@pytest.mark.parametrize(("function", "shapes", "registers"), LONG, ids=["norm", "swiglu"])
+def test_long_rows_are_read_once(function, shapes, registers: int, tmp_path: Path) -> None:
+    """One kernel, the row in registers, 16 bytes at a time: as a kernel written for it would be."""
+    module = make_fx(function)(*[torch.zeros(shape, dtype=BF16) for shape in shapes])
+    code = fakegpu._code(module, [(shape, BF16) for shape in shapes], (9, 0))
+    (name,) = launches(code)
+    assert name.startswith("triton_per")
+    made = compiled(code, name, tmp_path, warps=8)
+    loads = [line for line in made.assembly.splitlines() if "ld.global" in line]
+    assert loads and all(".v4.b32" in line for line in loads)
+    if made.sass:
+        assert made.stack == 0 and made.registers <= registers

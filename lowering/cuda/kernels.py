@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -34,6 +35,20 @@ def load() -> None:
 def missing() -> str | None:
     """Why Triton's kernels cannot be made here; None if they can."""
     return None if importlib.util.find_spec("triton") else "it needs Triton, which is not installed"
+
+
+CHECKED_TRITON = ("3.6.", "3.7.")
+
+
+def _unpacks(capability: Capability) -> str | None:
+    """Why packed words cannot be unpacked here; a version of Triton that is not known is tried, once."""
+    if reason := capability.refusal or missing():
+        return reason
+    if version("triton").startswith(CHECKED_TRITON):
+        return None
+    order = importlib.import_module("qpass.lowering.triton.register_order")
+    found: str | None = order.differs(str(capability), capability.neighbors)
+    return found
 
 
 def _token(case: Case, element: str) -> bool:
@@ -100,7 +115,7 @@ def _four_bit(case: Case, capability: Capability) -> str | None:
         return reason
     if not fmt.scale_kind.is_real:
         return f"it takes real scales, not {fmt.scale}"
-    return capability.refusal or missing()
+    return _unpacks(capability)
 
 
 def _refuses_w4a16(case: Case, capability: Capability) -> str | None:
@@ -125,7 +140,7 @@ def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
         return "it takes codes of a sign and three bits: sym, without zero points"
     if fmt.scale_kind.outer == "tensor":
         return f"it takes no scales of {fmt.scale}"
-    return _odd_groups(fmt) or _without_fp8(capability) or capability.refusal or missing()
+    return _odd_groups(fmt) or _without_fp8(capability) or _unpacks(capability)
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import rows_of, sources
+from qpass.lowering.triton import register_order
 from qpass.numerics import codec
 
 SM90, SM80 = Capability(9, 0), Capability(8, 0)
@@ -100,6 +101,17 @@ def test_without_triton_every_kernel_says_so(monkeypatch: pytest.MonkeyPatch) ->
     found, refusals = choice("w4a16-g128", "cuda:sm_90")
     assert found == "reference.dequantize"
     assert refusals == ["cuda.w4a16_linear: it needs Triton, which is not installed"]
+
+
+def test_an_unknown_triton_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qpass.lowering.cuda.kernels.CHECKED_TRITON", ("0.",))
+    assert choice("w4a16-g128", "cuda:sm_90") == ("cuda.w4a16_linear", [])
+    assert register_order.differs("sm_90", 2) is None
+    found = register_order.differs("sm_90", 4)  # as if registers held four neighbors of a 16-bit dot
+    assert found is not None and "does not hold words as they are packed (0 of 16 straight from a load)" in found
+    monkeypatch.setattr(register_order, "differs", lambda target, neighbors: found)
+    name, refusals = choice("w4a8-fp-m2", "cuda:sm_90")
+    assert name == "reference.dequantize" and refusals == [f"cuda.w4a8_fp8_linear: {found}"]
 
 
 def test_the_plan_names_each_linears_kernel() -> None:

@@ -3,8 +3,8 @@
 Ceilings come first, and the page divides by them: what a copy, a dense dot in 16 and 8 bits and an empty kernel reach.
 Each linear is timed in a CUDA graph that launches it once for each of several copies of its weight, so that the cache
 never holds one; ours and torch's take turns in one process, and times are the median over the turns. Data are
-random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice: results
-must be equal bit for bit.
+random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
+results must be equal bit for bit.
 
     --part ceilings | decode | prefill | fused | model    what to measure; results are kept in gpu-h200.json
     --page                                                write docs/benchmarks/gpu-h200.md from it

@@ -156,7 +156,7 @@ def w4a8_fp8_linear(
             words, tables, choice, dense, run.n, run.k, run.rows,
             GROUP=group, BN=64, BK=found.block, ASM=asm, num_warps=4,
         )  # fmt: skip
-        result = _scaled(flat, x_scale, dense, factor[:out_features], bias, dtype)
+        result = _scaled(flat, x_scale, dense, factor.narrow(0, 0, out_features), bias, dtype)
         return result.view(*codes.shape[:-1], out_features)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
     kernel = wrap_triton(w4a8_fp8_kernel) if codes.is_cuda else _on_cpu(w4a8_fp8_kernel, codes)

@@ -46,12 +46,13 @@ class Compiled(torch.nn.Module):
 
 
 def compile_program(program: Program, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """The artifact: called with the weights in ``used_params`` order, then the flat inputs. ``options``: Inductor's."""
+    """The artifact: called with weights in ``used_params`` order, then flat inputs. ``options``: of its configuration."""
     module = as_module(program)
     examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     try:
         with torch.no_grad(), guarded():
-            return standalone_compile(module, examples, dynamic_shapes="from_graph", options=dict(options))
+            settings = {"config_patches": dict(options)} if options else {}
+            return standalone_compile(module, examples, dynamic_shapes="from_graph", options=settings)
     except torch._inductor.exc.InductorError as error:
         raise UnsupportedError(
             f"Inductor could not compile the program: {error}", fix='use target="reference", and report this program'

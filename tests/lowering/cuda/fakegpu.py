@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -17,12 +17,13 @@ import torch.utils._triton as has_triton
 import triton
 from torch import fx
 from torch._inductor import config
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
-from qpass.graph.program import Program
-from qpass.lowering.inductor.buckets import OPTIONS, our_choices
+from qpass.graph.program import Program, copy_graph
+from qpass.lowering.inductor.buckets import OPTIONS, compile_bucket, our_choices
 from qpass.lowering.inductor.compile import as_module
 
 SETTINGS = {
@@ -104,7 +105,7 @@ def code_for(program: Program, inputs: Sequence[Any], capability: tuple[int, int
 
     Args:
         program: planned on any device; its constants' devices are replaced.
-        inputs: (shape, dtype) of the flat inputs, or numbers.
+        inputs: (shape, dtype) of the flat inputs.
     """
     module = as_module(program)
     weights = [(tuple(node.meta["val"].shape), node.meta["val"].dtype)
@@ -114,17 +115,41 @@ def code_for(program: Program, inputs: Sequence[Any], capability: tuple[int, int
 
 
 def _on_cuda(module: fx.GraphModule) -> None:
-    def moved(argument: Any) -> Any:
-        return torch.device("cuda", 0) if isinstance(argument, torch.device) else argument
-
     for node in module.graph.nodes:
-        node.args = torch.fx.node.map_aggregate(node.args, moved)
-        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, moved)
+        node.args, node.kwargs = (torch.fx.node.map_aggregate(part, _moved) for part in (node.args, node.kwargs))
         node.meta.pop("val", None)
     module.recompile()
 
 
+def code_of_bucket(program: Program, bucket: int | None, capability: tuple[int, int] = (9, 0)) -> str:
+    """What ``compile_bucket`` would compile: the program's own symbolic sizes, on a GPU."""
+    modes = {node.meta["val"].fake_mode for node in program.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")}
+    (mode,) = modes
+    with fake_gpu(capability), mode:
+        graph, _ = copy_graph(program.graph)
+        for node in graph.nodes:
+            node.args, node.kwargs = (torch.fx.node.map_aggregate(part, _moved) for part in (node.args, node.kwargs))
+            if isinstance(value := node.meta.get("val"), torch.Tensor):
+                kind = {"dtype": value.dtype, "device": "cuda"}
+                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), **kind)
+    moved = program.with_graph(graph)
+    return _captured(lambda: compile_bucket(moved, bucket), capability, contextlib.nullcontext())
+
+
+def _moved(argument: Any) -> Any:
+    return torch.device("cuda", 0) if isinstance(argument, torch.device) else argument
+
+
 def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int]) -> str:
+    def run() -> None:
+        tensors = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in inputs]
+        torch.compile(module, fullgraph=True, dynamic=False)(*tensors)
+
+    return _captured(run, capability, FakeTensorMode())
+
+
+def _captured(run: Callable[[], Any], capability: tuple[int, int], mode: Any) -> str:
+    """The Python that Inductor writes while ``run`` compiles; the compilation is stopped there."""
     found: list[str] = []
 
     def stop(graph: GraphLowering) -> None:
@@ -138,19 +163,18 @@ def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, 
         return choose(self, name, kept, *args, **kwargs)
 
     torch._dynamo.reset()
-    fake = FakeTensorMode()
     logging.getLogger("torch.__trace").propagate = False  # pytest would keep megabytes of it
-    with fake_gpu(capability), config.patch(SETTINGS), our_choices(), fake, torch.no_grad():
-        tensors = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in inputs]
-        with (
-            mock.patch.object(joint_graph, "lazy_init", lambda *a, **k: None),
-            mock.patch.object(GraphLowering, "_compile_to_module", stop),
-            mock.patch.object(select_algorithm.AlgorithmSelectorCache, "__call__", first),
-        ):
-            try:
-                torch.compile(module, fullgraph=True, dynamic=False)(*tensors)
-            except Exception:
-                if not found:
-                    raise
+    with (
+        fake_gpu(capability), config.patch(SETTINGS), our_choices(), mode, torch.no_grad(),
+        mock.patch.object(joint_graph, "lazy_init", lambda *a, **k: None),
+        mock.patch.object(GraphLowering, "_compile_to_module", stop),
+        mock.patch.object(PythonWrapperCodegen, "generate_and_run_autotune_block", lambda self: None),
+        mock.patch.object(select_algorithm.AlgorithmSelectorCache, "__call__", first),
+    ):  # fmt: skip
+        try:
+            run()
+        except Exception:
+            if not found:
+                raise
     torch._dynamo.reset()
     return found[0]

@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 
 import qpass
 from qpass.formats import Format
+from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.numerics import codec
 from tests.lowering.cuda import fakegpu
@@ -82,8 +83,18 @@ HALF = [
 def test_half_a_decode_step(scheme: str, kernel: str, expected: str) -> None:
     """Norm (and quantize), gate, up, SwiGLU (and quantize), down, residual and norm."""
     program = qpass.trace(mlp(), scheme, args=(torch.zeros(4, 256, dtype=BF16),), target="cuda")["LOWERED"]
-    found = launches(fakegpu.code_for(program, [((4, 256), BF16)]))
+    found = launches(fakegpu.code_of_bucket(program, tiles.FEW))  # rows stay symbolic
     assert ["our" if name.startswith(kernel) else name.split("_")[1] for name in found] == expected.split()
+    none_else(found)
+
+
+def test_many_rows_of_four_bits() -> None:
+    """Each weight is written out once, then Inductor's FP8 dot with bias and what follows it."""
+    program = qpass.trace(mlp(), "w4a8-fp-m2", args=(torch.zeros(4, 256, dtype=BF16),), target="cuda")["LOWERED"]
+    found = launches(fakegpu.code_of_bucket(program, None))
+    kinds = [name.split("_kernel")[0] if name.startswith("deq") else name.split("_")[1] for name in found]
+    assert sorted(kinds) == sorted(["dequantize_fp8", "tem"] * 3 + ["per"] * 3)
+    assert all("scaled_mm" in name for name in found if name.startswith("triton_tem"))
     none_else(found)
 
 

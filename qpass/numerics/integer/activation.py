@@ -22,6 +22,10 @@ CUBIC = {
 is an identity; for the one with erf a fit, 1.9e-5 from it at most."""
 
 
+SMOOTHED = {"smoothed_gelu": "gelu", "smoothed_gelu_tanh": "gelu_tanh"}
+"""x · h(x times a dyadic vector) -> the kind that h is of."""
+
+
 def sigmoid_q15(z: Tensor, negative: Tensor, table: Tensor) -> Tensor:
     """sigmoid(t) in Q15, 0 to 2^15. z: |t| log2(e) in Q15, int32 0 to 2^30; ``negative``: bool, t < 0."""
     small = exp2_negative(z, table)
@@ -35,13 +39,10 @@ def sigmoid_argument(x: Tensor, k: Tensor, mantissa: Tensor, shift: Tensor, expo
     return to_q15(mul_shift(x.abs(), mantissa), k + exponent + shift - 30)
 
 
-def gelu_argument(
-    x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor
-) -> Tensor:
-    """|t(v)| log2(e) in base-2 Q15, v = x times a positive dyadic vector, h(v) = sigmoid(t(v)) for ``gelu`` or
-    ``gelu_tanh``; |v| saturates at 6. x normalized, int32."""
+def gelu_argument(x: Tensor, k: Tensor, kind: str) -> Tensor:
+    """|t(x)| log2(e) in base-2 Q15 with h(x) = sigmoid(t(x)) for ``gelu`` or ``gelu_tanh``; |x| saturates at 6."""
     c0, c1, c2 = CUBIC[kind]
-    a = to_q15(mul_shift(x.abs(), mantissa), k + exponent + shift - 27).clamp(max=6 << 12)  # Q12
+    a = to_q15(x.abs(), k - 12).clamp(max=6 << 12)  # Q12
     square = rsh(a * a, 12)  # Q12, at most 36
     coarse = rsh(square, 2)  # Q10, so that its square fits
     slope = c0 + rsh(square * c1, 14) + rsh(rsh(coarse * coarse, 16) * c2, 15)  # Q13
@@ -51,13 +52,15 @@ def gelu_argument(
 def activated(
     x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x · h(x · vector), or relu; rows to rows. ``mantissa``, ``shift``, ``exponent``: the vector, as in
-    ``sigmoid_argument`` and ``gelu_argument``; relu has none."""
+    """x · h(x), or relu; rows to rows. ``mantissa``, ``shift``, ``exponent``: as in ``sigmoid_argument``; for a kind
+    of ``SMOOTHED`` the positive vector itself."""
     x, k = normalize(x, k)
     if kind == "relu":
         return x.clamp(min=0), k
-    if kind in CUBIC:
-        z = gelu_argument(x, k, kind, mantissa, shift, exponent)
+    if kind in SMOOTHED:
+        z = gelu_argument(mul_shift(x.abs(), mantissa), k + exponent + shift - 15, SMOOTHED[kind])
+    elif kind in CUBIC:
+        z = gelu_argument(x, k, kind)
     else:
         z = sigmoid_argument(x, k, mantissa, shift, exponent)
     return mul_shift(x, sigmoid_q15(z, x < 0, table)), k

@@ -20,13 +20,13 @@ def integer_activation(
     x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor, table: Tensor,
     mode: str = "precise",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Rows of x · h(x), h a sigmoid of x times a dyadic vector (its factor, the smoothing); or of ReLU.
+    """Rows of x · h(x), h a sigmoid of x times a dyadic vector, which carries log2(e) and the smoothing; or of ReLU.
 
     Args:
         x, k: int32 [..., C] and [..., 1].
-        kind: silu, quick_gelu, gelu, gelu_tanh or relu.
-        mantissa, shift, exponent: int32 [C] or [1], the same, [1]: log2(e) times the factor of silu and quick_gelu,
-            1 for GELU, each times the smoothing; relu has none.
+        kind: silu, quick_gelu, gelu, gelu_tanh, smoothed_gelu, smoothed_gelu_tanh or relu; gelu, gelu_tanh and relu
+            have no vector and do not read it, that of the smoothed ones is without log2(e).
+        mantissa, shift, exponent: int32 [C] or [1], the same, [1].
         table: int32 [33], of 2^-z.
     """
     return form(_PLAIN, mode)(x, k, kind, mantissa, shift, exponent, table)

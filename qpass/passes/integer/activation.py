@@ -8,27 +8,28 @@ from typing import Any
 from torch import Tensor, fx
 
 from qpass import ops
-from qpass.numerics.integer.activation import CUBIC
+from qpass.numerics.integer.activation import CUBIC, SMOOTHED
 from qpass.passes.integer.dyadics import LOG2E, constant_vector, dyadic_vector
 from qpass.passes.integer.state import Row, State, name_of, refused
 
-_FACTOR = {"silu": LOG2E, "quick_gelu": 1.702 * LOG2E, "relu": 1.0, **dict.fromkeys(CUBIC, 1.0)}
+_FACTOR = {"silu": LOG2E, "quick_gelu": 1.702 * LOG2E, **dict.fromkeys(SMOOTHED, 1.0)}
 """Of the argument; that of GELU has log2(e) in its polynomial."""
+_NO_VECTOR = ("relu", *CUBIC)
 
 
-def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
-    """The dyadic vector of the argument of h in x · h(x · smooth)."""
-    if kind not in _FACTOR:
-        raise refused(f"the activation {kind!r} has no integer form", node)
-    factor = _FACTOR[kind]
+def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[Any, ...]:
+    """The kind as the integer op has it, and the dyadic vector of the argument of h in x · h(x · smooth)."""
+    kind = next((name for name, plain in SMOOTHED.items() if plain == kind and smooth is not None), kind)
+    if kind not in _FACTOR and (kind not in _NO_VECTOR or smooth is not None):
+        with_vector = "" if smooth is None else " with a smoothing vector"
+        raise refused(f"the activation {kind!r}{with_vector} has no integer form", node)
+    factor = _FACTOR.get(kind, LOG2E)
     if smooth is None:
-        return constant_vector(state, f"integer.{kind}", factor)
-    if kind == "relu":
-        raise refused(f"the activation {kind!r} with a smoothing vector has no integer form", node)
+        return kind, *constant_vector(state, f"integer.{kind}", factor)
     name = name_of(smooth, node)
     count = node.meta["val"].shape[-1]
     what = f"times {factor:.6g}, as m / 2^k"
-    return dyadic_vector(state, name, name, count, partial(_times, factor=factor), what)
+    return kind, *dyadic_vector(state, name, name, count, partial(_times, factor=factor), what)
 
 
 def _times(smooth: Tensor, factor: float) -> Tensor:
@@ -38,16 +39,16 @@ def _times(smooth: Tensor, factor: float) -> Tensor:
 def activation(state: State, node: fx.Node) -> Row:
     """The rule of qpass.activation."""
     x, kind = state.row(node.args[0], node), str(node.args[1])
-    vector = _argument(state, node, kind, node.args[2] if len(node.args) > 2 else None)
-    args = (x.x, x.k, kind, *vector, state.table(), state.options.mode)
+    argument = _argument(state, node, kind, node.args[2] if len(node.args) > 2 else None)
+    args = (x.x, x.k, *argument, state.table(), state.options.mode)
     return state.rows(ops.integer_activation, *args, like=node)
 
 
 def gated(state: State, node: fx.Node) -> Row:
     """The rule of qpass.gated."""
     x, up, kind = state.row(node.args[0], node), state.row(node.args[1], node), str(node.args[2])
-    vector = _argument(state, node, kind, node.args[3] if len(node.args) > 3 else None)
-    args = (x.x, x.k, up.x, up.k, kind, *vector, state.table(), state.options.mode)
+    argument = _argument(state, node, kind, node.args[3] if len(node.args) > 3 else None)
+    args = (x.x, x.k, up.x, up.k, *argument, state.table(), state.options.mode)
     return state.rows(ops.integer_gated, *args, like=node)
 
 

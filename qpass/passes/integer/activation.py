@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from qpass import ops
@@ -17,9 +18,11 @@ _OTHER = ("relu", *CUBIC)
 
 
 def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
-    """The dyadic vector of the sigmoid's argument."""
+    """The dyadic vector of the sigmoid's argument; in mode ``literal`` the integers that the argument is divided by."""
     if kind not in _FACTOR and kind not in _OTHER:
         raise refused(f"the activation {kind!r} has no integer form", node)
+    if state.options.mode == "literal":
+        return _divisors(state, node, kind, smooth)
     factor = _FACTOR.get(kind, 1.0) * LOG2E
     if smooth is None:
         return constant_vector(state, f"integer.{kind}", factor)
@@ -28,6 +31,22 @@ def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.N
     name = name_of(smooth, node)
     count = node.meta["val"].shape[-1]
     return dyadic_vector(state, name, name, count, partial(_times, factor=factor), "times log2(e), as m / 2^k")
+
+
+def _divisors(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
+    if kind not in ("silu", "relu"):
+        raise refused(f"the activation {kind!r} in mode 'literal' has no integer form", node, "use mode paper")
+    if smooth is None:
+        return constant_vector(state, "integer.undivided", 1.0, bits=1)
+    name, count = name_of(smooth, node), node.meta["val"].shape[-1]
+    parts = [("divisor", (count,), torch.int32), ("divisor_shift", (count,), torch.int32),
+             ("divisor_exponent", (1,), torch.int32)]  # fmt: skip
+    return state.derive(name, parts, [name], _rounded, "1 / smoothing, to an integer")
+
+
+def _rounded(smooth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    divisor = torch.round(1 / smooth.double()).clamp(1, 1 << 20).to(torch.int32)
+    return divisor, torch.zeros_like(divisor), torch.zeros(1, dtype=torch.int32, device=divisor.device)
 
 
 def _times(smooth: Tensor, factor: float) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 from qpass.errors import RecipeError
 from qpass.formats.words import nearest
 
-MODES = ("precise",)
+MODES = ("precise", "paper", "literal")
+CLIP = 15.0
+"""c of the paper, for the modes that are after it."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,17 @@ class Integer:
         attention: bits of the codes of queries, keys and values, 2 to 8.
         embedding: bits of the codes of embedding tables, 8 or 16.
         context: positions that there are tables for; longer inputs are refused.
-        clip: c of the clipped softmax: a score further than c below the row's maximum counts as zero; 0 for no clip.
+        clip: c of the clipped softmax, 0 for no clip; None for what the mode has, 15 or, in ``precise``, none. In
+            ``precise`` a score further than c below the row's maximum counts as zero, in the others as one at c.
+        mantissa: bits of the mantissas of dyadic scales of activations and weights, 15 or the paper's 8.
     """
 
     mode: str = "precise"
     attention: int = 8
     embedding: int = 16
     context: int = 2048
-    clip: float = 0.0
+    clip: float | None = None
+    mantissa: int = 15
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -39,8 +44,21 @@ class Integer:
             raise _bad("embedding", self.embedding, "use 8 or 16 bits")
         if not _whole(self.context) or not 1 <= self.context <= 1 << 20:
             raise _bad("context", self.context, "use 1 to 1048576 positions")
-        if isinstance(self.clip, bool) or not isinstance(self.clip, int | float) or not 0 <= self.clip <= 1000:
+        number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
+        if self.clip is not None and not (number and 0 <= self.clip <= 1000):
             raise _bad("clip", self.clip, "use a number such as 15, or 0 for no clip")
+        if self.mantissa not in (8, 15) or not _whole(self.mantissa):
+            raise _bad("mantissa", self.mantissa, "use 15 or 8 bits")
+
+    @property
+    def clipped(self) -> float:
+        """c; 0 for no clip."""
+        return self.clip if self.clip is not None else 0.0 if self.mode == "precise" else CLIP
+
+    @property
+    def static(self) -> bool:
+        """Whether inputs of norms have static scales, one a channel, which calibration data must give."""
+        return self.mode != "precise"
 
     @staticmethod
     def parse(given: Any) -> Integer | None:

@@ -23,6 +23,7 @@ from qpass.methods.together import Together
 from qpass.numerics.codec import row_scales
 from qpass.numerics.low_rank import DOWN, UP
 from qpass.observe.run import observe
+from qpass.passes.integer.norm_inputs import with_norm_inputs
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.sites.edits import check_finite
@@ -41,6 +42,8 @@ def check_data(recipe: Recipe, calibration: Iterable[Any] | None, *, static: boo
     who = [f"the method {method.name} looks" for method in recipe.methods if method.needs_data]
     static = static or any(line.scheme and line.scheme.input and line.scheme.input.static for line in recipe.lines)
     who += ["a static input format looks"] if static else []
+    if recipe.integer is not None and recipe.integer.static:
+        who.append(f"the integer mode {recipe.integer.mode} looks")
     if who:
         raise InputError(f"{who[0]} at data, and there is none", where="calibration",
                          fix="pass calibration=[batch, ...] to qpass.compile, each batch what the model is "
@@ -71,6 +74,8 @@ def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | Non
         program = _with_params(applied.program, method, solution, log)
         program = _with_schemes(program, method, solution)
         _check_reached(method, analysis, solution)
+    if data is not None and recipe.integer is not None and recipe.integer.static:
+        program = with_norm_inputs(program, data())
     return replace(_with_static(program, data), stage="SOLVED")
 
 

@@ -9,6 +9,8 @@ later tokens, nor on its neighbors in the batch, nor on how a prompt was cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from qpass.numerics.integer.shift import msb, mul_shift, rsh
 from qpass.numerics.integer.softmax import softmax_numerators
 
 _NONE = 127
+Weights = tuple[Tensor, Tensor | None]
+"""Weights of the values, int32 [..., S], 0 to 2^15, and what they add up to, int64 [..., 1]; None: their own sum."""
 
 
 def score_room(width: int, bits: int) -> int:
@@ -57,19 +61,22 @@ def scores(q: Tensor, keys: Tensor, m: Tensor, k: Tensor, keep: Tensor, up: int)
 
 
 @helper
-def weighted_values(e: Tensor, values: Tensor, m: Tensor, k: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_j p_j v_j with p = e / sum e: rows [B, H, G, T, D] and [B, H, G, T, 1].
+def weighted_values(
+    e: Tensor, values: Tensor, m: Tensor, k: Tensor, keep: Tensor, total: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """sum_j p_j v_j with p = e / total: rows [B, H, G, T, D] and [B, H, G, T, 1].
 
     Args:
         e: int32 [B, H, G, T, S], 0 to 2^15.
         values, m, k: int32 [B, H, S, D], [B, H, S, 1] twice.
+        total: int64 [B, H, G, T, 1]; None: the sum of e.
     """
     batch, heads, group, rows, length = e.shape
     m, k = (part.reshape(batch, heads, 1, 1, -1) for part in (m, k))
     least = _least(k, keep)
     folded = rsh(e * m, (8 + k - least).clamp(min=0))  # 15 bits: one int8 product each for its high and its low byte
     flat = folded.reshape(batch, heads, group * rows, length).to(torch.int64)
-    inverse, places = _inverse(e.sum(-1, keepdim=True, dtype=torch.int64).clamp(min=1))
+    inverse, places = _inverse((e.sum(-1, keepdim=True, dtype=torch.int64) if total is None else total).clamp(min=1))
     drop = (case(msb(flat.sum(-1, keepdim=True))) + 8 - 29).clamp(min=0)  # |sums| <= 128 · what it is the top bit of
     narrow = rsh(torch.matmul(flat, values.to(torch.int64)), drop).to(torch.int32)
     x = mul_shift(narrow.reshape(batch, heads, group, rows, values.shape[-1]), inverse)
@@ -92,6 +99,31 @@ def _row_scale(m: Tensor, k: Tensor, scale_mantissa: int, scale_exponent: int) -
     return rsh(product, drop), k + scale_exponent - drop
 
 
+def attend(
+    weigh: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Weights], q: Tensor, m: Tensor, k: Tensor,
+    keys: Tensor, values: Tensor, keep: Tensor, table: Tensor, scale_mantissa: int, scale_exponent: int, bits: int = 8,
+    clip: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``attention`` with weights by ``weigh(scores, keep, c_mantissa, c_exponent, table, clip)``."""
+    batch, heads, rows, width = q.shape
+    group = heads // keys.shape[1]
+    shape = (batch, keys.shape[1], group, rows)
+    keep = keep[:, :, None]
+    k_codes, k_m, k_k = unpack(keys)
+    v_codes, v_m, v_k = unpack(values)
+    a, a_exponent = scores(q.reshape(*shape, width), k_codes, k_m, k_k, keep, score_room(width, bits))
+    c, c_exponent = _row_scale(m.reshape(*shape, 1), k.reshape(*shape, 1), scale_mantissa, scale_exponent)
+    e, total = weigh(a, keep, c, c_exponent + a_exponent, table, clip)
+    x, exponent = weighted_values(e, v_codes, v_m, v_k, keep, total)
+    return x.reshape(batch, heads, rows, values.shape[-1] - EXTRA), exponent.reshape(batch, heads, rows, 1)
+
+
+def _unnormalized(
+    a: Tensor, keep: Tensor, c_mantissa: Tensor, c_exponent: Tensor, table: Tensor, clip: int
+) -> Weights:
+    return softmax_numerators(a, keep, c_mantissa, c_exponent, table, clip), None
+
+
 def attention(
     q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor, table: Tensor, scale_mantissa: int,
     scale_exponent: int, bits: int = 8, clip: int = 0,
@@ -107,14 +139,4 @@ def attention(
         bits: of q's and the keys' codes.
         clip: see ``softmax_numerators``.
     """
-    batch, heads, rows, width = q.shape
-    group = heads // keys.shape[1]
-    shape = (batch, keys.shape[1], group, rows)
-    keep = keep[:, :, None]
-    k_codes, k_m, k_k = unpack(keys)
-    v_codes, v_m, v_k = unpack(values)
-    a, a_exponent = scores(q.reshape(*shape, width), k_codes, k_m, k_k, keep, score_room(width, bits))
-    c, c_exponent = _row_scale(m.reshape(*shape, 1), k.reshape(*shape, 1), scale_mantissa, scale_exponent)
-    e = softmax_numerators(a, keep, c, c_exponent + a_exponent, table, clip)
-    x, exponent = weighted_values(e, v_codes, v_m, v_k, keep)
-    return x.reshape(batch, heads, rows, values.shape[-1] - EXTRA), exponent.reshape(batch, heads, rows, 1)
+    return attend(_unnormalized, q, m, k, keys, values, keep, table, scale_mantissa, scale_exponent, bits, clip)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from qpass.numerics.integer import activation
+from qpass.numerics.integer.literal import activation as literal
+from qpass.numerics.integer.paper import activation as paper
 from qpass.ops.dialect import define
 from qpass.ops.integer.modes import form
 
-_PLAIN = {"precise": activation.activated}
-_GATED = {"precise": activation.gated}
+_PLAIN = {"precise": activation.activated, "paper": paper.activated, "literal": literal.activated}
+_GATED = {"precise": activation.gated, "paper": paper.gated, "literal": literal.gated}
 
 
 @define(
@@ -26,7 +28,8 @@ def integer_activation(
         x, k: int32 [..., C] and [..., 1].
         kind: silu, quick_gelu, gelu, gelu_tanh, smoothed_gelu, smoothed_gelu_tanh or relu; gelu, gelu_tanh and relu
             have no vector and do not read it, that of the smoothed ones is without log2(e).
-        mantissa, shift, exponent: int32 [C] or [1], the same, [1].
+        mantissa, shift, exponent: int32 [C] or [1], the same, [1]. In mode ``literal`` mantissa alone is read: integers
+            by which x is divided.
         table: int32 [33], of 2^-z.
     """
     return form(_PLAIN, mode)(x, k, kind, mantissa, shift, exponent, table)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from qpass.numerics.integer import attention, cache
+from qpass.numerics.integer.literal import attention as literal
+from qpass.numerics.integer.paper import attention as paper
 from qpass.ops.dialect import define
 from qpass.ops.integer.modes import form
 
-_ATTENTION = {"precise": attention.attention}
+_ATTENTION = {"precise": attention.attention, "paper": paper.attention, "literal": literal.attention}
 
 
 @define("integer_pack(Tensor x, Tensor k, int bits) -> Tensor")
@@ -34,9 +36,10 @@ def integer_attention(
         keep: bool [B, 1, T, S], False is masked; None for no mask.
         causal: mask what is after the query.
         table: int32 [33], of 2^-z.
-        scale_mantissa, scale_exponent: dyadic of log2(e) · scale.
+        scale_mantissa, scale_exponent: dyadic of log2(e) · scale; of scale in mode ``literal``.
         bits: of the codes.
-        clip: base-2 Q15 distance below the maximum from which on a weight is 0; 0 for none.
+        clip: Q15 distance below the maximum, in the unit of the scale, from which on a weight is 0 (``precise``) or that
+            of the clip; 0 for none.
     """
     if keep is None:
         keep = torch.ones(1, 1, q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from qpass.numerics.integer import linear as products
+from qpass.numerics.integer.literal import requant as literal
 from qpass.numerics.integer.quantize import quantize_rows
 from qpass.ops.dialect import define
+from qpass.ops.integer.modes import form
+
+_QUANTIZE = {"precise": quantize_rows, "paper": quantize_rows, "literal": literal.quantize}
 
 
-@define("integer_quantize(Tensor x, Tensor k, int bits, bool symmetric) -> (Tensor, Tensor, Tensor, Tensor)")
-def integer_quantize(x: Tensor, k: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes int8 [..., C], zero, mantissa (15 bits) and exponent, int32 [..., 1], of rows x int32 [..., C], k."""
-    return quantize_rows(x, k, bits, symmetric)
+@define(
+    "integer_quantize(Tensor x, Tensor k, int bits, bool symmetric, int mantissa=15, str mode='precise')"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def integer_quantize(
+    x: Tensor, k: Tensor, bits: int, symmetric: bool, mantissa: int = 15, mode: str = "precise"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes int8 [..., C], zero, mantissa (15 or 8 bits) and exponent, int32 [..., 1], of rows x int32 [..., C], k."""
+    return form(_QUANTIZE, mode)(x, k, bits, symmetric, mantissa)
 
 
 @define(

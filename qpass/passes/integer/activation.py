@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from qpass import ops
@@ -18,7 +19,12 @@ _NO_VECTOR = ("relu", *CUBIC)
 
 
 def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[Any, ...]:
-    """The kind as the integer op has it, and the dyadic vector of the argument of h in x · h(x · smooth)."""
+    """The kind as the integer op has it, and the dyadic vector of the argument of h in x · h(x · smooth).
+
+    In mode ``literal`` the integers that the argument is divided by.
+    """
+    if state.options.mode == "literal":
+        return kind, *_divisors(state, node, kind, smooth)
     kind = next((name for name, plain in SMOOTHED.items() if plain == kind and smooth is not None), kind)
     if kind not in _FACTOR and (kind not in _NO_VECTOR or smooth is not None):
         with_vector = "" if smooth is None else " with a smoothing vector"
@@ -30,6 +36,22 @@ def _argument(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[Any,
     count = node.meta["val"].shape[-1]
     what = f"times {factor:.6g}, as m / 2^k"
     return kind, *dyadic_vector(state, name, name, count, partial(_times, factor=factor), what)
+
+
+def _divisors(state: State, node: fx.Node, kind: str, smooth: Any) -> tuple[fx.Node, ...]:
+    if kind not in ("silu", "relu"):
+        raise refused(f"the activation {kind!r} in mode 'literal' has no integer form", node, "use mode paper")
+    if smooth is None:
+        return constant_vector(state, "integer.undivided", 1.0, bits=1)
+    name, count = name_of(smooth, node), node.meta["val"].shape[-1]
+    parts = [("divisor", (count,), torch.int32), ("divisor_shift", (count,), torch.int32),
+             ("divisor_exponent", (1,), torch.int32)]  # fmt: skip
+    return state.derive(name, parts, [name], _rounded, "1 / smoothing, to an integer")
+
+
+def _rounded(smooth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    divisor = torch.round(1 / smooth.double()).clamp(1, 1 << 20).to(torch.int32)
+    return divisor, torch.zeros_like(divisor), torch.zeros(1, dtype=torch.int32, device=divisor.device)
 
 
 def _times(smooth: Tensor, factor: float) -> Tensor:

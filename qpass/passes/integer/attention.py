@@ -69,9 +69,10 @@ def attention(state: State, node: fx.Node) -> Row:
     scale = float(rest[1]) if len(rest) > 1 and rest[1] is not None else width**-0.5  # type: ignore[arg-type]
     if scale <= 0:
         raise refused(f"{op_name(node.target)} with a scale of {scale} has no integer form", node)
-    clip = round(state.options.clip * LOG2E * 2**15)
+    unit = 1.0 if state.options.mode == "literal" else LOG2E  # of e^x, or of 2^x
+    clip = round(state.options.clipped * unit * 2**15)
     args = (codes, m, exponent, keys, values, _mask(state, mask, node), bool(rest[0]) if rest else False)
-    scaling = (*fit_one(scale * LOG2E), bits, clip, state.options.mode)
+    scaling = (*fit_one(scale * unit), bits, clip, state.options.mode)
     return state.rows(ops.integer_attention, *args, state.table(), *scaling, like=node)
 
 

@@ -16,16 +16,16 @@ LOG2E = 1.4426950408889634
 
 
 def dyadic_vector(
-    state: State, base: str, source: str, count: int, change: Callable[[Tensor], Tensor], what: str
+    state: State, base: str, source: str, count: int, change: Callable[[Tensor], Tensor], what: str, bits: int = 15
 ) -> tuple[fx.Node, ...]:
     """``base.mantissa``, ``.shift``, ``.exponent`` of change(source), [count]."""
     parts = [("mantissa", (count,), torch.int32), ("shift", (count,), torch.int32), ("exponent", (1,), torch.int32)]
-    return state.derive(base, parts, [source], partial(_vector, change=change), what)
+    return state.derive(base, parts, [source], partial(_vector, change=change, bits=bits), what)
 
 
-def constant_vector(state: State, base: str, value: float) -> tuple[fx.Node, ...]:
+def constant_vector(state: State, base: str, value: float, bits: int = 15) -> tuple[fx.Node, ...]:
     """A dyadic vector of one channel that is a number."""
-    made = vector(torch.tensor([value], dtype=torch.float64))
+    made = vector(torch.tensor([value], dtype=torch.float64), bits)
     return tuple(state.param(f"{base}.{part}", tensor.to(state.device), f"the number {value:.6g}")
                  for part, tensor in zip(("mantissa", "shift", "exponent"), made))  # fmt: skip
 
@@ -36,8 +36,8 @@ def constant_row(state: State, source: str, count: int) -> tuple[fx.Node, ...]:
     return state.derive(source, parts, [source], _row, "as integers with one exponent")
 
 
-def _vector(source: Tensor, change: Callable[[Tensor], Tensor]) -> Sequence[Any]:
-    return vector(change(source.double()))
+def _vector(source: Tensor, change: Callable[[Tensor], Tensor], bits: int) -> Sequence[Any]:
+    return vector(change(source.double()), bits)
 
 
 def _row(source: Tensor) -> Sequence[Any]:

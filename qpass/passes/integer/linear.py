@@ -71,7 +71,8 @@ def weight_parts(state: State, name: str, fmt: Format, rows: int) -> tuple[fx.No
         state.params[f"{name}.codes"] = Derived((name, f"{name}.scale"), compute, like)
         state.history[f"{name}.codes"] = (*state.history.get(name, ()), f"round to nearest {fmt}")
     codes = state.param(f"{name}.codes")
-    scale = dyadic_vector(state, name, f"{name}.scale", rows, torch.flatten, "scales as m / 2^k")
+    scale = dyadic_vector(state, name, f"{name}.scale", rows, torch.flatten, "scales as m / 2^k",
+                          state.options.mantissa)  # fmt: skip
     sums = state.derive(name, [("sum", (rows,), torch.int32)], [f"{name}.codes"], _sums, "sums of codes")
     return codes, *scale, *sums
 

@@ -9,9 +9,9 @@ from torch import Tensor, fx
 
 from qpass import ops
 from qpass.graph.values import op_name
-from qpass.numerics.integer.dyadic import fit_one
 from qpass.numerics.integer.norm import WIDEST
 from qpass.passes.integer.dyadics import constant_row, dyadic_vector
+from qpass.passes.integer.norm_inputs import norm_options
 from qpass.passes.integer.state import Row, State, name_of, refused
 
 
@@ -38,8 +38,8 @@ def rms_norm(state: State, node: fx.Node) -> Row:
     x, width = state.row(node.args[0], node), _width(node)
     offset = float(node.args[3]) if len(node.args) > 3 else 0.0  # type: ignore[arg-type]
     weight = _weight(state, node, width, offset)
-    eps = fit_one(width * float(node.args[2]))  # type: ignore[arg-type]
-    return state.rows(ops.integer_rms_norm, x.x, x.k, *weight, *eps, state.options.mode, like=node)
+    rest = norm_options(state, node, float(node.args[2]))  # type: ignore[arg-type]
+    return state.rows(ops.integer_rms_norm, x.x, x.k, *weight, *rest, like=node)
 
 
 def layer_norm(state: State, node: fx.Node) -> Row:
@@ -49,8 +49,8 @@ def layer_norm(state: State, node: fx.Node) -> Row:
     bias: tuple[Any, ...] = (None, None)
     if node.args[2] is not None:
         bias = constant_row(state, name_of(node.args[2], node), width)
-    eps = fit_one(width * float(node.args[3]))  # type: ignore[arg-type]
-    return state.rows(ops.integer_layer_norm, x.x, x.k, *weight, *bias, *eps, state.options.mode, like=node)
+    rest = norm_options(state, node, float(node.args[3]))  # type: ignore[arg-type]
+    return state.rows(ops.integer_layer_norm, x.x, x.k, *weight, *bias, *rest, like=node)
 
 
 RULES = {ops.rms_norm: rms_norm, ops.layer_norm: layer_norm}

@@ -153,11 +153,16 @@ class State:
             one = self.type((*shape[:-1], 1), torch.int32)
             end = "" if not any(other[0] is node for other in self.codes) else f".{len(self.codes)}"
             self.codes[key] = self.several(
-                ops.integer_quantize, row.x, row.k, bits, symmetric, like=node,
+                ops.integer_quantize, row.x, row.k, bits, symmetric, *self._scales(), like=node,
                 types=(self.type(shape, torch.int8), one, one, one),
                 names=[f"{name}.{part}{end}" for part in ("codes", "zero", "scale", "scale_exponent")],
             )  # fmt: skip
         return self.codes[key]
+
+    def _scales(self) -> tuple[Any, ...]:
+        """What ``integer_quantize`` is told beside the format: nothing where all is as its defaults are."""
+        found = (self.options.mantissa, self.options.mode)
+        return () if found == (15, "precise") else found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""DI-ClippedSoftmax, Algorithm 2: scores clipped at max - c, floored to eight bits, DI-Exp, probabilities of seven bits.
+
+    p_min = max(p_min, p_max - c^I);   x = Y - D;   E = DI-Exp(x);   p = floor(E 2^7 / sum E)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.numerics.integer.attention import Weights, attend
+from qpass.numerics.integer.literal.exp import di_exp
+from qpass.numerics.integer.literal.requant import scale_of
+from qpass.numerics.integer.paper.attention import span
+
+MOST = 255
+OUT = 7
+_PLACES = 8
+
+
+def probabilities(
+    scores: Tensor, keep: Tensor, c_mantissa: Tensor, c_exponent: Tensor, table: Tensor, clip: int
+) -> Tensor:
+    """p int32 [..., S], 0 to 2^7; rows sum to 2^7 less what was floored. ``clip``, scores times c: not in base 2."""
+    del table
+    top = torch.where(keep, scores, torch.full_like(scores, -(2**31) + 1)).amax(-1, keepdim=True)
+    distance = torch.where(keep, top - scores, torch.zeros_like(scores))
+    extent = distance.amax(-1, keepdim=True).clamp(min=1)
+    if clip:
+        extent = torch.minimum(extent, span(clip, c_mantissa, c_exponent))
+    wide, distance = extent.to(torch.int64), torch.minimum(distance, extent).to(torch.int64)
+    m, k = scale_of(wide, c_mantissa.to(torch.int64), c_exponent.to(torch.int64), MOST)
+    x = (wide - distance) * MOST // wide - MOST
+    e = torch.where(keep, di_exp(x, m, k)[0], torch.zeros_like(x))
+    return ((e << OUT) // e.sum(-1, keepdim=True).clamp(min=1)).to(torch.int32)
+
+
+def _weights(
+    scores: Tensor, keep: Tensor, c_mantissa: Tensor, c_exponent: Tensor, table: Tensor, clip: int
+) -> Weights:
+    p = probabilities(scores, keep, c_mantissa, c_exponent, table, clip)
+    return p << _PLACES, torch.full_like(p[..., :1], 1 << (OUT + _PLACES), dtype=torch.int64)
+
+
+def attention(*args: Tensor, **options: int) -> tuple[Tensor, Tensor]:
+    """As ``numerics.integer.attention.attention``, but the scale of the scores is that of e^x, not of 2^x."""
+    return attend(_weights, *args, **options)

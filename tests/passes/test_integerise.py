@@ -182,10 +182,13 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
 CHILD = """
 import torch
 import qpass
+from qpass import pipeline
 from tests.passes.test_integerise import RECIPE, answer, model
 torch.set_num_threads(2)
 with torch.no_grad():
-    print(answer(qpass.compile(model(), RECIPE, target="reference")))
+    trace = qpass.trace(model(), RECIPE, target="reference", until="INTEGER")
+    trace.stages["LOWERED"] = trace["INTEGER"]
+    print(answer(pipeline.build(model(), trace, target="reference")))
 """
 
 
@@ -201,7 +204,7 @@ def answer(compiled: Any) -> str:
 
 
 def test_the_same_bits_and_draws_in_another_process(made: Any) -> None:
-    """With two threads there and one here, and other seeds of hashes."""
+    """With two threads there and one here, other seeds of hashes, and there the integer ops before they are lowered."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -46,7 +46,7 @@ class Compiled(torch.nn.Module):
 
 
 def compile_program(program: Program, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """The artifact: called with weights in ``used_params`` order, then flat inputs. ``options``: of its configuration."""
+    """The artifact: called with weights in ``used_params`` order, then inputs. ``options``: of its configuration."""
     module = as_module(program)
     examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     try:

@@ -52,12 +52,22 @@ def _interpreted(kernel: Any) -> Any:
 
 @contextlib.contextmanager
 def _library() -> Iterator[None]:
-    """``tl.cdiv`` and the like, which are jit functions themselves, as interpreted ones."""
-    saved = {name: value for name, value in vars(tl).items() if isinstance(value, JITFunction)}
+    """``tl.cdiv`` and the like, which are jit functions themselves, as interpreted ones; afterwards all as it was.
+
+    The interpreter puts its own functions in place of the language's, and leaves some of them there (Triton 3.7):
+    nothing could be compiled any more in the same process.
+    """
+    places: tuple[Any, ...] = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
+    before = [dict(vars(place)) for place in places]
     try:
-        for name, value in saved.items():
-            setattr(tl, name, _interpreted(value))
+        for name, value in before[0].items():
+            if isinstance(value, JITFunction):
+                setattr(tl, name, _interpreted(value))
         yield
     finally:
-        for name, value in saved.items():
-            setattr(tl, name, value)
+        for place, saved in zip(places, before):
+            for name, value in dict(vars(place)).items():
+                if name not in saved:
+                    delattr(place, name)
+                elif value is not saved[name]:
+                    setattr(place, name, saved[name])

@@ -20,7 +20,7 @@ from qpass.numerics.scales import Scales
 load()
 ops = torch.ops.qpass_cuda
 # rows of inputs, outputs, inputs: ragged in each, one row, a split K, and more rows than a tile
-SHAPES = [(1, 16, 64), (3, 130, 300), (17, 40, 200), (5, 130, 1100), (130, 24, 96)]
+SHAPES = [(1, 16, 64), (3, 130, 300), (5, 40, 1100), (130, 24, 96)]
 
 
 def counters(rows: int) -> Tensor:
@@ -169,7 +169,7 @@ FP8 = ["e2m1:g256:sym:m2", "e2m1:g32:sym:m1", "e2m1:g64:sym:e8m0", "int4:g128:sy
 
 
 @pytest.mark.parametrize("text", FP8)
-@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
 def test_w4a8_fp8(shape: tuple[int, int, int], text: str) -> None:
     m, n, k = shape
     codes, found, fmt = four_bit(n, k, text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from qpass.errors import UnsupportedError
+from qpass.lowering.cuda.kernels import load
 from qpass.lowering.triton.compile_only import compile_for
 from qpass.lowering.triton.dequantize import dequantize_bf16_kernel, dequantize_fp8_kernel
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
@@ -50,8 +52,11 @@ def test_few_rows_on_sm_90(name: str, options: dict, kinds: str, budget: float, 
         assert found.per_weight(weights, kernel) <= budget
 
 
-@pytest.mark.parametrize("bucket", [64, None], ids=["some", "many"])
-@pytest.mark.parametrize("name", ["w4a16", "w4a8_int8", "w4a8_fp8", "int8", "fp8", "fp8_block"])
+MORE = [("w4a16", 64), ("fp8_block", 64),
+        *((name, None) for name in ("w4a16", "w4a8_int8", "w4a8_fp8", "int8", "fp8_block"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bucket"), MORE, ids=str)
 def test_more_rows_on_sm_90(name: str, bucket: int | None) -> None:
     kernel, _ = built(name, bucket)
     found = properties(kernel)
@@ -106,3 +111,13 @@ def test_a_target_that_cannot_is_refused() -> None:
                  "BK": 128, "STAGES": 3}  # fmt: skip
     with pytest.raises(UnsupportedError, match=r"does not compile eight_bit_kernel for sm_80.*fp8e4nv"):
         compile_for(eight_bit_kernel, types, constants, "sm_80")
+
+
+def test_the_interpreter_leaves_the_compiler_as_it_was(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    codes, one = torch.ones(16, 32, dtype=torch.int8), torch.ones(16)
+    load()
+    out = torch.ops.qpass_cuda.int8_linear(codes, one[:, None], None, codes, one, one.int(), None, one.int(), one.dtype)
+    assert torch.equal(out, torch.full((16, 16), 32.0))
+    constants = {"GROUP": 128, "KW": 2, "BN": 64, "BK": 128, "ASM": True}
+    assert compile_for(dequantize_bf16_kernel, TYPES, constants, ragged=()).assembly

@@ -38,7 +38,8 @@ class IntegerCall(CausalLMCall):
             what = f"{length} tokens, past and new, where the integer-only program has tables for {self.context}"
             raise InputError(what, fix=f'compile with {{"integer": {{"context": {length}}}}} in the recipe')
         if not bool(((flat[1] == 0) | (flat[1] == 1)).all()):  # the proof of the ranges rests on it
-            raise InputError("`attention_mask` holds other numbers than 0 and 1", fix="pass 1 for tokens, 0 for padding")
+            what = "`attention_mask` holds other numbers than 0 and 1"
+            raise InputError(what, fix="pass 1 for tokens and 0 for padding")
         if self.takes_positions and int(flat[2].min()) < 0:
             raise InputError("`position_ids` below 0", fix="pass positions from 0 on")
         if self.takes_positions and int(flat[2].max()) >= self.context:

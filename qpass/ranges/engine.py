@@ -91,7 +91,8 @@ class _Frame:
 class Engine:
     """Interprets functions; ``seen`` has the bounds of every op by its site."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = 1) -> None:
+        self.longest = longest  # of dimensions that ops between operators may sum over
         self.values: dict[int, tuple[Tensor, Value]] = {}
         self.frames: list[_Frame] = []
         self.seen: dict[Site, Seen] = {}
@@ -165,6 +166,8 @@ class Engine:
                 raise UnsupportedError(f"{name} brings together rows of different cases", where=str(site),
                                        fix="end the helper before it")  # fmt: skip
             value = structure.RULES[name](self.look, args, kwargs, result)
+            if not site.file and name in ("sum", "cumsum"):
+                value = structure.many(self.look(args[0]), max(self.longest, args[0].numel()))
             last = "last" if name == "sum" and structure.over_last(args) else None
             value = replace(value, made=(name, (args[0] if args else None, last)))
         else:
@@ -189,8 +192,10 @@ class Engine:
         if name == "sub":
             value = self._ordered(value, given)
         if name == "mul" and given[0] is given[1]:
-            ends = abs(operands[0].lo), abs(operands[0].hi)
-            value = replace(value, lo=0 if operands[0].lo <= 0 <= operands[0].hi else min(ends) ** 2, hi=max(ends) ** 2)
+            one = self.look(given[0])
+            ends = abs(one.lo), abs(one.hi)
+            low = 0 if one.lo <= 0 <= one.hi else min(ends) ** 2
+            value = replace(value, lo=low, hi=max(ends) ** 2)
         return self._by_channel(name, value, operands)
 
     def _ordered(self, value: Value, given: list[Any]) -> Value:
@@ -278,7 +283,9 @@ class Engine:
         template, values, seen = self.memo[key]
         for site, one in seen.items():
             self._record(site, one)
-        results = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(template)]
+        results = [
+            torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(template)
+        ]
         made = ("msb", (leaves[0],)) if fn.__name__ == "msb" else None
         for tensor, value in zip(results, values):
             self.hold(tensor, replace(value.plain(grain), made=made))
@@ -332,7 +339,10 @@ def _widened(name: str, inputs: list[Value | None]) -> list[Value | None]:
     if name not in _ROWS or x is None or k is None:
         return inputs
     most = 1 << (max(abs(x.lo), abs(x.hi), 1 << 30) - 1).bit_length()
-    wide = Value(-most, most, grain=x.grain), Value(min(k.lo // STEP, -1) * STEP, max(-(-k.hi // STEP), 1) * STEP, grain=k.grain)
+    wide = (
+        Value(-most, most, grain=x.grain),
+        Value(min(k.lo // STEP, -1) * STEP, max(-(-k.hi // STEP), 1) * STEP, grain=k.grain),
+    )
     return [*wide, *inputs[2:]]
 
 

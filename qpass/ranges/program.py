@@ -6,6 +6,7 @@ writes to them, given what they held, is what was assumed that they hold.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ from qpass import ops
 from qpass.errors import UnsupportedError, VerifyError
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
-from qpass.ranges.engine import Engine, Overflow, Seen, Site, Wraps
+from qpass.ranges.arithmetic import rule_of
+from qpass.ranges.engine import Engine, Seen, Site, Wraps
 from qpass.ranges.report import Line, Ranges
 from qpass.ranges.value import Value, hull, of, of_tensor
 
 MOST_CONTEXT = 1 << 40
-_SEQ, _LEAST, _ROUNDS = 3, 4, 3
+_RANGES = (torch.ops.aten.arange.default, torch.ops.aten.arange.start)
+_SEQ, _LEAST, _ROUNDS, _STEP = 3, 4, 3, 1 << 16
 _SIZES = {"batch": 2, "seq": _SEQ, "keep": 2}
 
 
@@ -57,7 +60,7 @@ def integer_ranges(program: Program, context: int | None = None) -> Ranges:
     tensors: dict[str, Value] = {}
     check_formats(program, tensors)
     try:
-        seen, results = _settled(program, asked, tensors)
+        seen = _settled(program, asked, tensors)
     except Unproven as error:
         raise _with_context(program, asked, tensors, error) from None
     lines = [Line(node, site, one) for node, sites in seen.items() for site, one in sites.items()]
@@ -68,15 +71,30 @@ def greatest_context(program: Program, least: int = _LEAST, tensors: dict[str, V
     """The most tokens for which nothing can wrap, at most 2^40. Raises UnsupportedError where ``least`` is too many."""
     tensors = {} if tensors is None else tensors
     _settled(program, least, tensors)
-    power, over = least.bit_length() - 1, MOST_CONTEXT.bit_length()
-    while power < over - 1:  # first the power of two
-        middle = (power + over) // 2
-        power, over = (middle, over) if _safe(program, 1 << middle, tensors) else (power, middle)
-    good, bad = max(least, 1 << power), min(1 << over, MOST_CONTEXT + 1)
+    good, bad = least, MOST_CONTEXT + 1
+    guess = _guess(program, tensors)
+    for middle in (guess, guess + 1):
+        if good < middle < bad:
+            good, bad = (middle, bad) if _safe(program, middle, tensors) else (good, middle)
     while good < bad - 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if _safe(program, middle, tensors) else (good, middle)
     return good
+
+
+def _guess(program: Program, tensors: dict[str, Value]) -> int:
+    """Where a straight line through the bounds at two lengths leaves its width; a place to begin, not a proof."""
+    try:
+        one, two = (_settled(program, length, tensors) for length in (_STEP, 2 * _STEP))
+    except Unproven:
+        return 0
+    found = [MOST_CONTEXT]
+    for node, sites in one.items():
+        for site, seen in sites.items():
+            grown = two[node][site].hi - seen.hi
+            if grown > 0 and seen.width > 1:
+                found.append(_STEP + ((1 << (seen.width - 1)) - 1 - seen.hi) * _STEP // grown)
+    return min(found)
 
 
 def _safe(program: Program, context: int, tensors: dict[str, Value]) -> bool:
@@ -94,10 +112,10 @@ def _with_context(program: Program, asked: int, tensors: dict[str, Value], error
     except Unproven:
         return error
     what = f"{asked} tokens, where nothing can wrap up to {most}: beyond it, {error.what}"
-    return UnsupportedError(what, where=error.where, fix=f'use a context of at most {most} in the recipe')
+    return UnsupportedError(what, where=error.where, fix=f"use a context of at most {most} in the recipe")
 
 
-def _settled(program: Program, context: int, tensors: dict[str, Value]) -> tuple[Mapping[str, dict[Site, Seen]], Any]:
+def _settled(program: Program, context: int, tensors: dict[str, Value]) -> Mapping[str, dict[Site, Seen]]:
     """A walk whose caches hold what it writes to them: from an empty one, until nothing is added."""
     states = program.call.states
     past = max(context, _LEAST) - _SEQ
@@ -107,7 +125,7 @@ def _settled(program: Program, context: int, tensors: dict[str, Value]) -> tuple
         held = {entry: walk.results[leaves].plain() for entry, leaves in states}
         walk = _walk(program, past, context, held, tensors)
         if all(_within(walk.results[leaves], held[entry]) for entry, leaves in states):
-            return walk.seen, walk.results
+            return walk.seen
     raise UnsupportedError("what a cache holds has no bound that stays", fix="use a recipe that is not integer-only")
 
 
@@ -117,8 +135,9 @@ def _within(value: Value, bound: Value) -> bool:
 
 
 def _walk(program: Program, past: int, context: int, held: Mapping[int, Value], tensors: dict[str, Value]) -> _Walk:
-    engine = Engine()
+    engine = Engine(context)
     sizes = {**_SIZES, "past": past}
+    extents = _Extents(program, context)
     known: dict[fx.Node, Any] = {}
     seen: dict[str, dict[Site, Seen]] = {}
     for number, node in enumerate(program.graph.nodes):
@@ -134,33 +153,64 @@ def _walk(program: Program, past: int, context: int, held: Mapping[int, Value], 
         elif node.op == "output":
             return _Walk(seen, tuple(engine.look(known[arg]) for arg in node.args[0]))
         else:
-            known[node] = _called(engine, node, known)
+            known[node] = _called(engine, node, known, extents)
             seen[node.meta["name"]] = engine.seen
             engine.seen = {}
     raise VerifyError("a graph without an output")
 
 
-def _called(engine: Engine, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+class _Extents:
+    """Bounds of the sizes that a graph computes with, where ``_walk`` has one size of each."""
+
+    def __init__(self, program: Program, context: int) -> None:
+        self.dims = program.dims
+        self.most = {"batch": (1 << 31) - 1, "seq": context, "past": context, "keep": context}
+
+    def of(self, size: Any) -> Value:
+        """Of a SymInt or an int; sizes are sums of dims, so that the ends are at the corners."""
+        if isinstance(size, int):
+            return of(size)
+        expression = size.node.expr
+        ends = [0]
+        for symbol in expression.free_symbols:
+            factor = int(expression.coeff(symbol))
+            ends.append(factor * self.most[self.dims[str(symbol)]])
+        rest = int(expression.subs(dict.fromkeys(expression.free_symbols, 0)))
+        return of(rest + sum(min(end, 0) for end in ends), rest + sum(max(end, 0) for end in ends))
+
+
+def _called(engine: Engine, node: fx.Node, known: Mapping[fx.Node, Any], extents: _Extents) -> Any:
     """The result of a node: the meaning of a dialect op, any other op as it is."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: known[arg])
+    pointwise = rule_of(op_name(node.target).split(".")[-1]) is not None and isinstance(node.meta.get("val"), Tensor)
+
+    def operand(arg: fx.Node) -> Any:
+        if pointwise and isinstance(known[arg], int):  # a size that is computed with
+            return engine.hold(torch.empty((), dtype=torch.int64, device="meta"), extents.of(arg.meta["val"]))
+        return known[arg]
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), operand)
     kwargs = {name: torch.device("meta") if name == "device" else value for name, value in kwargs.items()}
     name = op_name(node.target).removeprefix("qpass.")
-    fn = ops.REGISTRY[name].meaning if name in ops.REGISTRY else node.target
+    fn: Any = ops.REGISTRY[name].meaning if name in ops.REGISTRY else node.target
     try:
-        return engine.run(lambda: fn(*args, **kwargs))
+        result = engine.run(lambda: fn(*args, **kwargs))
+        if node.target in _RANGES:
+            ends = [extents.of(arg.meta["val"] if isinstance(arg, fx.Node) else arg) for arg in node.args]
+            start, end = ends if len(ends) == 2 else (of(0), ends[0])
+            value = of(start.lo, max(start.lo, end.hi - 1))
+            engine.hold(result, value)
+            engine.seen = {site: Seen(value.lo, value.hi, site.width) for site in engine.seen}
+        return result
     except Wraps as error:
-        raise Unproven(_words(node, error.found), where=source_of(node),
-                       fix="use fewer bits or a narrower layer, or keep it out of the integer-only recipe") from None  # fmt: skip
-
-
-def _words(node: fx.Node, found: Overflow) -> str:
-    return f"{op_name(node.target)} could wrap: {found.what} at {found.site}"
+        what = f"{op_name(node.target)} could wrap: {error.found.what} at {error.found.site}"
+        raise Unproven(what, where=source_of(node), fix="use fewer bits for it, or a narrower layer") from None
 
 
 def source_of(node: fx.Node) -> str:
     """A node's value name, and the line of the user's model that it came from."""
     lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
-    return f"%{node.meta.get('name', node.name)}" + (f", {lines[-1]}" if lines else "")
+    own = [line for line in lines if f"{os.sep}torch{os.sep}nn{os.sep}" not in line] or lines
+    return f"%{node.meta.get('name', node.name)}" + (f", {own[-1]}" if own else "")
 
 
 def _meta(program: Program, node: fx.Node, sizes: Mapping[str, int]) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qpass.ranges.value import ELEMENT, ROW, Part, Value, hull, of
 
@@ -38,8 +37,11 @@ def transposes(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], res
     if value.const is not None:
         return Value(value.lo, value.hi, const=value.const.t() if rank == 2 else None, serial=value.serial)
     dims = args[1] if isinstance(args[1], list | tuple) else args[1:3]
-    last = int(dims[-1]) % rank == rank - 1 if isinstance(args[1], list | tuple) else all(
-        int(dim) % rank != rank - 1 for dim in dims)
+    last = (
+        int(dims[-1]) % rank == rank - 1
+        if isinstance(args[1], list | tuple)
+        else all(int(dim) % rank != rank - 1 for dim in dims)
+    )
     return Value(value.lo, value.hi, value.parts, sum=value.sum) if last else of(value.lo, value.hi)
 
 
@@ -83,7 +85,7 @@ def joins(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: 
 def gathers(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
     """table[i]: of a parameter of one dimension, the entries that i can reach; else every element."""
     value, indices = look(args[0]), [part for part in args[1] if part is not None]
-    if value.const is not None and len(indices) == 1 and value.const.dim() == 1 and not indices[0].dtype == torch.bool:
+    if value.const is not None and len(indices) == 1 and value.const.dim() == 1 and indices[0].dtype != torch.bool:
         reach = look(indices[0])
         lo, hi = max(reach.lo, -len(value.const)), min(reach.hi, len(value.const) - 1)
         if lo >= 0 or hi < 0:
@@ -98,16 +100,21 @@ def extremes(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], resul
 
 
 def _count(args: tuple[Any, ...], result: Any) -> int:
-    return max(1, args[0].numel() // max(1, result.numel()))
+    return int(max(1, args[0].numel() // max(1, result.numel())))
 
 
 def sums(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
     """sum over some dimensions, of 1 to n elements."""
-    value, n = look(args[0]), _count(args, result)
-    lo, hi = min(value.lo, n * value.lo), max(value.hi, n * value.hi)
+    value = look(args[0])
+    total = many(value, _count(args, result))
     if value.sum is not None and over_last(args):
-        return of(max(lo, -value.sum), min(hi, value.sum))
-    return of(lo, hi)
+        return of(max(total.lo, -value.sum), min(total.hi, value.sum))
+    return total
+
+
+def many(value: Value, n: int) -> Value:
+    """The sum of 1 to n such elements."""
+    return of(min(value.lo, n * value.lo), max(value.hi, n * value.hi))
 
 
 def over_last(args: tuple[Any, ...]) -> bool:
@@ -119,8 +126,7 @@ def over_last(args: tuple[Any, ...]) -> bool:
 
 def running(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
     """cumsum."""
-    value, n = look(args[0]), max(1, args[0].shape[args[1]])
-    return of(min(value.lo, n * value.lo), max(value.hi, n * value.hi))
+    return many(look(args[0]), max(1, args[0].shape[args[1]]))
 
 
 def matmul(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:

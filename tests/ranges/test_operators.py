@@ -9,9 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from qpass.numerics.integer import activation, attention, cache, embedding, exp2, linear, logits, norm, quantize, rotary
+from qpass.numerics.integer import (
+    activation,
+    attention,
+    cache,
+    embedding,
+    exp2,
+    linear,
+    logits,
+    norm,
+    quantize,
+    rotary,
+    sampler,
+)
 from qpass.numerics.integer import rows as row_ops
-from qpass.numerics.integer import sampler
 from qpass.numerics.integer.dyadic import vector
 from qpass.ranges.engine import Engine
 from qpass.ranges.value import of, of_tensor

@@ -49,8 +49,11 @@ class Recorder:
         if isinstance(value, list | tuple):
             return [self._widen(part) for part in value]
         if isinstance(value, Tensor):
-            return self.wide[id(value)][1] if id(value) in self.wide else (
-                value.to(torch.int64) if value.dtype in NARROW else value)
+            return (
+                self.wide[id(value)][1]
+                if id(value) in self.wide
+                else (value.to(torch.int64) if value.dtype in NARROW else value)
+            )
         return value
 
 
@@ -61,6 +64,16 @@ def contained(actual: dict[Site, Seen], proven: dict[Site, Seen]) -> int:
             bound = proven[site]
             assert bound.lo <= seen.lo and seen.hi <= bound.hi, f"{site}: {seen} is outside of {bound}"
         else:
-            moved = site.op in ("view", "_unsafe_view", "clone", "expand", "permute", "transpose", "t", "_to_copy", "mm")
+            moved = site.op in (
+                "view",
+                "_unsafe_view",
+                "clone",
+                "expand",
+                "permute",
+                "transpose",
+                "t",
+                "_to_copy",
+                "mm",
+            )
             assert moved or not site.file, f"{site} was never looked at"
     return len(actual.keys() & proven.keys())

@@ -1,4 +1,4 @@
-"""Marks for whoever proves what the operators can do. They are nothing at run time, and no assumption: see qpass.ranges.
+"""Marks for whoever proves what operators can do (qpass.ranges): nothing at run time, and no assumption.
 
 ``helper`` names a function whose result may depend on its arguments alone; ``case`` names a small number that the rest
 of the helper depends on so much (the position of the highest bit of a row) that a proof takes its values one by one.

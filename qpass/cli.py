@@ -111,7 +111,8 @@ def _diff(command: Any) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print the plan."""
-    print(_trace(args, args.model, args.recipe, "PLANNED" if args.calibration is None else "SOLVED").plan)
+    stage = pipeline.plan_stage(Recipe.parse(args.recipe), args.calibration)
+    print(_trace(args, args.model, args.recipe, stage).plan)
 
 
 def show_(args: argparse.Namespace) -> None:

@@ -118,7 +118,7 @@ def _diff(command: Any) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print the plan."""
-    found = _trace(args, args.model, args.recipe, "PLANNED" if args.calibration is None else "SOLVED").plan
+    found = _trace(args, args.model, args.recipe, pipeline.plan_stage(Recipe.parse(args.recipe), args.calibration)).plan
     assert found is not None
     print(found.text(full=args.full))
 

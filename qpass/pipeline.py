@@ -32,7 +32,7 @@ from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
 from qpass.passes.integerise import integerise
 from qpass.passes.lower import lower
-from qpass.passes.plan import Plan, plan_program, summarise
+from qpass.passes.plan import Plan, plan_program, provided, summarise
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
 from qpass.ranges import integer_ranges
@@ -121,6 +121,8 @@ def run(
             saved = solved.bytes_after - solved.bytes_before
             trace.plan = replace(trace.plan, choices=solved.choices, methods=method_lines(program, recipe),
                                  bytes_after=trace.plan.bytes_before + saved)  # fmt: skip
+        if stage == "INTEGER" and trace.plan is not None:
+            trace.plan = replace(trace.plan, ops=provided(program, target))
         if progress:
             progress(stage)
         if stage == until:
@@ -167,11 +169,19 @@ def plan(
     Nothing is quantized, packed or compiled. With ``calibration`` the methods of the recipe run too, and the plan says
     what they did. Arguments and errors as in ``compile``.
     """
-    until = "PLANNED" if calibration is None else "SOLVED"
+    parsed = Recipe.parse(recipe)
+    until = plan_stage(parsed, calibration)
     options = {"target": target, "dynamic_shapes": dynamic_shapes, "calibration": calibration, "until": until}
-    result = trace(model, recipe, args, kwargs, **options).plan
+    result = trace(model, parsed, args, kwargs, **options).plan
     assert result is not None
     return result
+
+
+def plan_stage(recipe: Recipe, calibration: Iterable[Any] | None) -> str:
+    """The stage that a plan is made at: INTEGER for a recipe without floats, as that is where its ops are known."""
+    if recipe.integer is not None and (calibration is not None or not recipe.methods):
+        return "INTEGER"
+    return "PLANNED" if calibration is None else "SOLVED"
 
 
 def sites(

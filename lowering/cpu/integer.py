@@ -148,7 +148,7 @@ _HEADS = "int8 scores and weighted values by VNNI; keys and values are read once
 
 PROVIDERS: dict[str, Provider] = {
     "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
-    "integer_embedding": Provider("inductor.gather", "rows of a table, times their mantissas", lambda *args: None, embedding),
+    "integer_embedding": Provider("inductor.gather", "its meaning, compiled", lambda *args: None, embedding),
     "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
     "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
     "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),

@@ -291,7 +291,7 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     methods = tuple(str(as_data(method)) for method in recipe.methods)
     after = before + _saved(program)
-    return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, _ops(program, target),
+    return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, provided(program, target),
                 choices(program))  # fmt: skip
 
 
@@ -300,7 +300,7 @@ def provider_refuses(provider: Provider, node: fx.Node) -> str | None:
     return provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
 
 
-def _ops(program: Program, target: Target) -> tuple[str, ...]:
+def provided(program: Program, target: Target) -> tuple[str, ...]:
     """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
     lines = []
     for name, provider in target.providers.items():

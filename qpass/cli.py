@@ -35,6 +35,7 @@ from qpass.graph.show import as_python, show
 from qpass.listing import listing
 from qpass.loading import DTYPES, load_model, load_tokenizer
 from qpass.passes.calibrate import check_data
+from qpass.recipe import Recipe
 from qpass.stages import STAGES
 
 _EXITS = "exit codes: 0 done, 2 wrong use or recipe, 3 model not supported, 4 NaN or Inf, 5 cannot write, 130 Ctrl-C"

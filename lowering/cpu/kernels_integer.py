@@ -5,8 +5,8 @@ and of threads. Rows are x int32 [..., n] and k int32 [..., 1], of any strides; 
 
 ``integer_norm`` is RMSNorm or LayerNorm: ``norm`` holds the dyadic of n · eps, round(sqrt(n) · 2^places), places, and
 whether the mean is taken off first. ``integer_linear`` takes weights as ``kernels.pack_int8_weight`` packs them.
-``*_quantize`` and ``*_pack`` are an operator and the requantization behind it in one visit to each row, ``*_append`` puts
-it behind the rows of a cache.
+``*_quantize`` and ``*_pack`` are an operator and the requantization behind it in one visit to each row, ``*_append``
+puts it behind the rows of a cache.
 """
 
 from __future__ import annotations

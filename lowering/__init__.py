@@ -120,6 +120,7 @@ class Region:
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
+    ``check`` raises UnsupportedError where this machine cannot compile for it, before any work is done.
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     ``joins`` are applied to what the providers call, in their order.
@@ -132,6 +133,7 @@ class Target:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     regions: bool = False
     joins: tuple[Join, ...] = ()
+    check: Callable[[], object] = lambda: None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

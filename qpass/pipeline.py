@@ -230,6 +230,7 @@ def compile(
         InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
         as it was.
     """
+    load_target(target).check()
     result = trace(
         model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, calibration=calibration,
         progress=progress,

@@ -72,8 +72,8 @@ def test_every_stage_is_there_and_timed():
 
 def test_errors_come_before_any_work(monkeypatch):
     monkeypatch.setattr(pipeline, "export_model", lambda *args, **kwargs: pytest.fail("captured"))
-    with pytest.raises(qpass.InputError, match=r"unknown target 'cuda'. Fix: use one of cpu, reference"):
-        qpass.compile(mlp(), "w8a8-int8", target="cuda")
+    with pytest.raises(qpass.InputError, match=r"unknown target 'gpu'. Fix: use one of cpu, cuda, reference"):
+        qpass.compile(mlp(), "w8a8-int8", target="gpu")
     with pytest.raises(qpass.RecipeError, match=r"unknown scheme 'w8a9'. Fix: use 'w8a16'"):
         qpass.compile(mlp(), "w8a9")
 

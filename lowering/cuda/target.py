@@ -26,10 +26,11 @@ def configured(option: str = "") -> Target:
     capability = Capability.parse(option) if option else Capability.here()
     build = functools.partial(_build, capability=capability)
     name = f"cuda:{capability}" if capability.stated else "cuda"
-    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE})
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE},
+                  check=functools.partial(_check, capability))  # fmt: skip
 
 
-def _build(program: Program, *, capability: Capability) -> torch.nn.Module:
+def _check(capability: Capability) -> None:
     if not torch.cuda.is_available():
         raise UnsupportedError(
             f"no GPU is here to compile for {capability}",
@@ -38,6 +39,10 @@ def _build(program: Program, *, capability: Capability) -> torch.nn.Module:
     here = Capability(*torch.cuda.get_device_capability())
     if here.neighbors != capability.neighbors or here.fp8 < capability.fp8 or here.refusal:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
+
+
+def _build(program: Program, *, capability: Capability) -> torch.nn.Module:
+    _check(capability)
     on_cpu = [name for name, param in program.params.items() if isinstance(param, Tensor) and not param.is_cuda]
     if on_cpu:
         raise UnsupportedError(f"{len(on_cpu)} parameters are not on the GPU, the first is {on_cpu[0]}",

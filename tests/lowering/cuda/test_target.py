@@ -121,7 +121,8 @@ def test_the_plan_names_each_linears_kernel() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_compile_without_a_gpu_is_refused() -> None:
+def test_compile_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_model", lambda *args, **kwargs: pytest.fail("captured"))
     with pytest.raises(UnsupportedError, match=r"no GPU is here to compile for sm_90.*qpass\.plan.*work without one"):
         qpass.compile(model(), "w4a16-g32", args=(torch.zeros(2, 256),), target="cuda")
 

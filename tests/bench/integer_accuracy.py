@@ -1,10 +1,11 @@
 """What integer-only costs: ``python -m tests.bench.integer_accuracy --train wikitext-2/train.txt``.
 
-The shipped Llama on the shipped text, fake-quantized and integer-only in each mode, in four schemes, as trained and with
-FSBR; the clip of the softmax; operators made integer one at a time. Perplexity, distance of the next-token distributions
-(KL, nats) and of the logits (relative RMS) from the float model's. What is computed in float stands outside of the
-integer program: the logarithms of the score. Writes ``docs/integer-accuracy.json`` after each cell, in which cells that
-are there are not measured again, and ``docs/integer-accuracy.md``. One to two minutes a cell on one core.
+The shipped Llama on the shipped text, fake-quantized and integer-only in each mode, in four schemes, as trained and
+with FSBR; the clip of the softmax; operators made integer one at a time. Perplexity, distance of the next-token
+distributions (KL, nats) and of the logits (relative RMS) from the float model's. What is computed in float stands
+outside of the integer program: the logarithms of the score. Writes ``docs/integer-accuracy.json`` after each cell, in
+which cells that are there are not measured again, and ``docs/integer-accuracy.md``. One to two minutes a cell on one
+core.
 """
 
 from __future__ import annotations

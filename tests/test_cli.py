@@ -132,7 +132,7 @@ def test_calibration_text(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 NO_MODEL = "pass a folder with config.json and *.safetensors, a hub name, or the word demo"
-STAGES = "CAPTURED, NORMAL, RAISED, PLANNED, SOLVED, QUANTISED, FUSED, LOWERED"
+STAGES = "CAPTURED, NORMAL, RAISED, PLANNED, SOLVED, QUANTISED, FUSED, INTEGER, LOWERED"
 ERRORS = {
     "nothing": ([], 2, "the following arguments are required: COMMAND. Fix: see qpass --help."),
     "command": (["plann"], 2, "argument COMMAND: unknown 'plann'. Fix: use 'plan'."),

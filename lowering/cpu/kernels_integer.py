@@ -6,7 +6,7 @@ and of threads. Rows are x int32 [..., n] and k int32 [..., 1], of any strides; 
 ``integer_norm`` is RMSNorm or LayerNorm: ``norm`` holds the dyadic of n · eps, round(sqrt(n) · 2^places), places, and
 whether the mean is taken off first. ``integer_linear`` takes weights as ``kernels.pack_int8_weight`` packs them.
 ``*_quantize`` and ``*_pack`` are an operator and the requantization behind it in one visit to each row, ``*_append``
-puts it behind the rows of a cache.
+puts its result behind the rows of a cache.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ FAKES = {
     "integer_activation_quantize": _to_codes, "integer_gated": _to_rows, "integer_gated_quantize": _to_codes,
     "integer_merge_heads": _merged, "integer_merge_heads_quantize": _merged_codes, "integer_rotary": _rotated,
     "integer_rotary_quantize": _to_codes, "integer_rotary_pack": _to_cache, "integer_logits": _to_rows,
-    "cache_update": _appended, "integer_append": _grown, "integer_rotary_append": _grown, "integer_linear": _linear,
-    "integer_attention": _attention,
+    "cache_update": _appended, "integer_append": _grown, "integer_rotary_append": _grown,
+    "integer_linear": _linear, "integer_attention": _attention,
 }  # fmt: skip
 """Operator -> shapes of its results."""
 

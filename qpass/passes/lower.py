@@ -108,7 +108,10 @@ def _taken(node: fx.Node, providers: Mapping[str, Provider]) -> Provider | None:
 
 
 def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
-    """Make each integer op that no provider takes a call of its region: many small ops, and layers are alike."""
+    """Make each integer op that no provider takes a call of its region.
+
+    It is many small ops, and the layers are alike.
+    """
     made: dict[Any, Region] = {}
     for node in graph.nodes:
         name = _op_of(node) if node.op == "call_function" else ""

@@ -1,4 +1,4 @@
-"""The integer kernels give the bits of the operators' meanings: rows of every kind, any M and strides, 1 and 2 threads.
+"""The integer kernels give the bits of the ops' meanings: rows of every kind, any M, any strides, 1 and 2 threads.
 
 The meanings are the oracle: they are checked against float64 in tests/numerics/integer.
 """

@@ -19,6 +19,8 @@ import qpass
 from qpass import pipeline
 from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
+from qpass.lowering import Region
+from qpass.lowering.cpu import kernels
 from qpass.numerics.integer.logits import argmax
 from qpass.recipe import Recipe
 
@@ -133,6 +135,29 @@ def test_the_same_bits_in_any_batch_and_behind_padding(made: Any) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     found = qpass.integer_logits(compiled, input_ids=padded, attention_mask=mask, position_ids=positions)
     assert all(torch.equal(one[:, 3:], two) for one, two in zip(found, whole))
+
+
+@pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
+def test_kernels_give_the_same_bits(made: Any) -> None:
+    """The lowered program is integer-only, every op of it has a kernel, and it runs under the guard."""
+    float_model, trace, compiled = made
+    lowered = pipeline.run(trace["CAPTURED"], Recipe.parse(RECIPE), pipeline.load_target("cpu"))
+    assert not any(isinstance(node.target, Region) for node in lowered["LOWERED"].nodes())
+    assert qpass.verify_integer_only(lowered["LOWERED"]) is lowered["LOWERED"]
+    assert lowered.plan is not None and all(line.startswith("kernel") for line in lowered.plan.ops)
+    fast = pipeline.build(float_model, lowered)
+    ids = torch.randint(2, 96, (2, 13))
+    with qpass.integer_guard(fast):
+        fast(ids)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for sizes in ([13], [5, 1, 7]):
+                for one, two in zip(chunks(fast, ids, sizes), chunks(compiled, ids, sizes), strict=True):
+                    assert torch.equal(one, two)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_error_is_that_of_rounding_inputs_and_weights(made: Any) -> None:

@@ -15,6 +15,7 @@ PRINTS = {
     "03_torch_compile_backend.py": "2 of 2 linears quantized",
     "04_look_inside.py": "joined qpass.gated",
     "05_sites.py": "24 exact edits on 30 sites",
+    "06_integer_only.py": "the same logits in one go and in two",
 }
 
 def test_every_example_is_run() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,11 +81,10 @@ class _Fork(Exception):
 
 @dataclass
 class _Frame:
-    """One run of a helper: the values its cases take, and what to restore when it is over."""
+    """One run of a helper: the values its cases take."""
 
     script: tuple[int, ...]
     at: int = 0
-    before: dict[int, Value] = field(default_factory=dict)
 
 
 class Engine:
@@ -115,9 +114,7 @@ class Engine:
         return tensor
 
     def narrow(self, tensor: Tensor, value: Value) -> None:
-        """Know more of a tensor until the helper ends."""
-        if self.frames:
-            self.frames[-1].before.setdefault(id(tensor), self.look(tensor))
+        """Know more of a tensor, until the run of the helper ends."""
         self.hold(tensor, value)
 
     def run(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -162,7 +159,7 @@ class Engine:
         if rule is not None:
             value = self._pointwise(name, rule, args, kwargs, result, site)
         elif name in structure.RULES:
-            if structure.mixes(name, args, self.look, grain):
+            if structure.mixes(name, args, self.look, grain, result):
                 raise UnsupportedError(f"{name} brings together rows of different cases", where=str(site),
                                        fix="end the helper before it")  # fmt: skip
             value = structure.RULES[name](self.look, args, kwargs, result)
@@ -263,7 +260,7 @@ class Engine:
         leaves, tree = pytree.tree_flatten((args, kwargs))
         grain = max((self.look(leaf).grain for leaf in leaves if isinstance(leaf, Tensor)), default=FREE)
         contract = CONTRACTS.get(fn.__name__)
-        inputs = [replace(self.look(leaf), made=None, grain=FREE if contract else self.look(leaf).grain)
+        inputs = [replace(self.look(leaf), made=None, channels=None, grain=FREE if contract else self.look(leaf).grain)
                   if isinstance(leaf, Tensor) else None for leaf in leaves]  # fmt: skip
         return self._joined(fn, leaves, tree, grain, _widened(fn.__name__, inputs), inputs)
 

@@ -191,10 +191,12 @@ RULES: dict[str, Rule] = {
 _LAST = ("amax", "amin", "sum", "any", "all")
 
 
-def mixes(name: str, args: tuple[Any, ...], look: Look, grain: int) -> bool:
+def mixes(name: str, args: tuple[Any, ...], look: Look, grain: int, result: Any) -> bool:
     """Whether an op could bring together rows or elements of different cases, so that bounds of one do not hold."""
     if grain == 0:
         return False
+    if name in ("view", "_unsafe_view", "reshape", "flatten", "squeeze"):
+        return bool(args[0].dim() != 0 and tuple(args[0].shape[-1:]) != tuple(result.shape[-1:]))
     if name in _VIEWS:
         return False
     if name in ("full_like", "zeros_like", "ones_like"):

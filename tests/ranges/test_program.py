@@ -172,6 +172,15 @@ def test_cases_are_not_mixed() -> None:
         on_rows(mixing, 0, 9)
 
 
+def test_cases_are_not_mixed_by_a_change_of_shape() -> None:
+    @helper
+    def reshaping(x: torch.Tensor) -> torch.Tensor:
+        return (x + case((x & 1).amax(-1, keepdim=True))).reshape(2, 12)
+
+    with pytest.raises(UnsupportedError, match="brings together rows of different cases"):
+        on_rows(reshaping, 0, 9)
+
+
 def test_what_has_no_rule_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="no bounds are known of the op bitwise_not"):
         on_rows(lambda x: ~x, 0, 9)

@@ -80,7 +80,7 @@ class Head {
     }
     for (int64_t r = 0; r < rows; ++r) weights(rows_[r], r, span);
     for (int64_t r = 0; r < rows; r += 2) {
-      for (int64_t c = 0; c < v64_; c += 64) r + 1 < rows ? products<2>(r, c, span) : products<1>(r, c, span);
+      for (int64_t c = 0; c < v64_; c += 64) r + 1 < rows ? columns<2>(r, c, span) : columns<1>(r, c, span);
     }
   }
 
@@ -266,6 +266,42 @@ class Head {
   static int64_t wide_sum(__m512i v) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)),
                                                     _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1))));
+  }
+
+  template <int kRows>
+  void columns(int64_t r, int64_t c, const Span& span) {
+    a_.dv - c <= 32 ? narrow_products<kRows>(r, c, span) : products<kRows>(r, c, span);
+  }
+
+  // The same for the last 32 channels or fewer, which are in the lower half of each vector.
+  template <int kRows>
+  void narrow_products(int64_t r, int64_t c, const Span& span) {
+    const int64_t keys = blocks_ * 16;
+    __m256i high[kRows][4], low[kRows][4];
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < 4; ++j) high[i][j] = low[i][j] = _mm256_setzero_si256();
+    for (int64_t key = span.first * 16; key < span.last * 16; key += 4) {
+      const auto* v = reinterpret_cast<const __m256i*>(values_ + key * v64_ + c * 4);
+#pragma GCC unroll 2
+      for (int i = 0; i < kRows; ++i) {
+        const __m256i h = _mm256_set1_epi32(quad_of(high_ + (r + i) * keys + key));
+        const __m256i l = _mm256_set1_epi32(quad_of(low_ + (r + i) * keys + key));
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const __m256i part = _mm256_load_si256(v + 2 * j);
+          high[i][j] = _mm256_dpbusd_epi32(high[i][j], h, part);
+          low[i][j] = _mm256_dpbusd_epi32(low[i][j], l, part);
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      __m512i wide_high[4], wide_low[4];
+      for (int j = 0; j < 4; ++j) {
+        wide_high[j] = _mm512_zextsi256_si512(high[i][j]);
+        wide_low[j] = _mm512_zextsi256_si512(low[i][j]);
+      }
+      finish(rows_[r + i], c, wide_high, wide_low);
+    }
   }
 
   // Channels c to c + 64 of weights times values for kRows rows.

@@ -129,19 +129,26 @@ class RowOp {
                 " on the CPU, got ", t.scalar_type(), " on ", t.device());
   }
 
-  // t seen with the leading dimensions of the call; its own strides where there are three at most.
+  // t seen with the leading dimensions of the call; its own strides, 0 where it is broadcast, for three at most.
   const at::Tensor& place(const at::Tensor& t, int64_t* step) {
+    const size_t lead = lead_.size();
+    bool direct = !flat_ && t.dim() >= static_cast<int64_t>(lead) && (t.stride(-1) == 1 || t.size(-1) == 1);
+    for (size_t i = 0; direct && i < lead; ++i) direct = t.size(i) == lead_[i] || t.size(i) == 1;
+    if (!direct) return place_dense(t, step);
+    for (size_t i = 0; i < lead; ++i) step[3 - lead + i] = t.size(i) == 1 ? 0 : t.stride(i);
+    held_.push_back(t);
+    return held_.back();
+  }
+
+  const at::Tensor& place_dense(const at::Tensor& t, int64_t* step) {
     at::DimVector shape(lead_.begin(), lead_.end());
     for (int64_t i = lead_.size(); i < t.dim(); ++i) shape.push_back(t.size(i));
-    at::Tensor wide = t.sizes() == at::IntArrayRef(shape) ? t : t.expand(shape);
-    if (flat_ || (wide.stride(-1) != 1 && wide.size(-1) > 1)) wide = wide.contiguous();
-    held_.push_back(wide);
-    const int64_t inner = wide.dim() - static_cast<int64_t>(lead_.size());
-    if (flat_) {
-      step[2] = 1;
-      for (int64_t i = 0; i < inner; ++i) step[2] *= wide.size(wide.dim() - 1 - i);
-    } else {
-      for (size_t i = 0; i < lead_.size(); ++i) step[3 - lead_.size() + i] = wide.stride(i);
+    held_.push_back(t.expand(shape).contiguous());
+    int64_t inner = 1;
+    for (size_t i = lead_.size(); i < shape.size(); ++i) inner *= shape[i];
+    for (int64_t i = static_cast<int64_t>(lead_.size()) - 1, at = 2; i >= 0 && at >= 0; --i, --at) {
+      step[at] = inner;
+      inner *= flat_ ? 1 : shape[i];
     }
     return held_.back();
   }

@@ -38,8 +38,8 @@ def integer_attention(
         table: int32 [33], of 2^-z.
         scale_mantissa, scale_exponent: dyadic of log2(e) · scale; of scale in mode ``literal``.
         bits: of the codes.
-        clip: Q15 distance below the maximum, in the unit of the scale, from which on a weight is 0 (``precise``) or
-            that of the clip; 0 for none.
+        clip: Q15 distance below the maximum, in the unit of the scale, from which on a weight is 0 (``precise``)
+            or that of the clip; 0 for none.
     """
     if keep is None:
         keep = torch.ones(1, 1, q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device)

@@ -12,6 +12,7 @@ from qpass import ops
 from qpass.formats import Format
 from qpass.graph.program import Derived
 from qpass.numerics import codec
+from qpass.numerics.integer.dyadic import fit
 from qpass.numerics.integer.linear import room
 from qpass.numerics.integer.quantize import largest_code
 from qpass.numerics.scales import Scales
@@ -66,6 +67,8 @@ def weight_parts(state: State, name: str, fmt: Format, rows: int) -> tuple[fx.No
         check_finite(name, tensor)
         state.params[f"{name}.scale"] = codec.choose(tensor, fmt).scale
     if f"{name}.codes" not in state.params:
+        if state.options.mantissa < 15:  # codes are those of the scale that is stored: short mantissas cost range only
+            state.params[f"{name}.scale"] = _short(_scale(state, name), state.options.mantissa)
         like = torch.empty(value.shape, dtype=fmt.code_dtype, device="meta")
         compute = functools.partial(_round, fmt=fmt)
         state.params[f"{name}.codes"] = Derived((name, f"{name}.scale"), compute, like)
@@ -75,6 +78,16 @@ def weight_parts(state: State, name: str, fmt: Format, rows: int) -> tuple[fx.No
                           state.options.mantissa)  # fmt: skip
     sums = state.derive(name, [("sum", (rows,), torch.int32)], [f"{name}.codes"], _sums, "sums of codes")
     return codes, *scale, *sums
+
+
+def _scale(state: State, name: str) -> Tensor:
+    found = state.params[f"{name}.scale"]
+    return found if isinstance(found, Tensor) else state.program.tensor(f"{name}.scale")
+
+
+def _short(scale: Tensor, bits: int) -> Tensor:
+    m, k = fit(scale, bits)
+    return (m * torch.exp2(-k.double())).to(scale.dtype)
 
 
 def _round(weight: Tensor, scale: Tensor, fmt: Format) -> Tensor:

@@ -1,4 +1,4 @@
-"""DI-ClippedSoftmax, Algorithm 2: scores clipped at max - c, floored to 8 bits, DI-Exp, probabilities of 7 bits.
+"""DI-ClippedSoftmax, Algorithm 2: scores clipped at max - c and floored to eight bits, p of seven.
 
     p_min = max(p_min, p_max - c^I);   x = Y - D;   E = DI-Exp(x);   p = floor(E 2^7 / sum E)
 """

@@ -21,7 +21,7 @@ _UP = 46
 
 
 def scale_of(extent: Tensor, m: Tensor, k: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(m_y, k_y), int64, of the scale R m / (D 2^K). extent: int64 R >= 1; R · m below 2^46; most: D <= 255."""
+    """(m_y, k_y), int64, of the scale R m / (D 2^K). extent: int64 R >= 1, R · m below 2^46; ``most``: D <= 255."""
     product = extent * m
     quotient = torch.full_like(product, (256 * most) << _UP) // product
     k_y = msb(quotient) + k - _UP

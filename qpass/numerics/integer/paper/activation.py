@@ -1,4 +1,4 @@
-"""DI-SwiGLU on eight bits: codes of gate and up, a sigmoid of 7 fraction bits by branches, one product of 24 bits."""
+"""DI-SwiGLU on eight bits: codes of gate and up, a sigmoid of seven bits by branches, one product of 24 bits."""
 
 from __future__ import annotations
 

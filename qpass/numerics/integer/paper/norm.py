@@ -1,4 +1,4 @@
-"""DI-Norm on eight bits a channel: static scales, their ratios to the least with 8 fraction bits, then as precise."""
+"""DI-Norm on eight bits a channel: static scales, ratios to the least with eight fraction bits; then as precise."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,11 @@ def test_no_architecture_is_named(path: Path) -> None:
         return
     found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if NAMES.search(line)]
     assert not found
+
+
+def test_every_folder_of_code_is_installed() -> None:
+    """setuptools takes what is listed, and an editable install would not show what is missing."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).parts for path in FILES if path.name == "__init__.py"}
+    names = {".".join(parts if parts[0] == "qpass" else ("qpass", *parts)) for parts in folders}
+    assert sorted(listed) == sorted(names)

@@ -20,8 +20,13 @@ _QUANTIZE = {"precise": quantize_rows, "paper": quantize_rows, "literal": litera
 def integer_quantize(
     x: Tensor, k: Tensor, bits: int, symmetric: bool, mantissa: int = 15, mode: str = "precise"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes int8 [..., C], zero, mantissa (15 or 8 bits) and exponent, int32 [..., 1], of rows x int32 [..., C], k."""
-    return form(_QUANTIZE, mode)(x, k, bits, symmetric, mantissa)
+    """Codes int8 [..., C], zero, mantissa (15 bits) and exponent, int32 [..., 1], of rows x int32 [..., C], k.
+
+    mantissa: bits of it that are not zero, 15 or 8: shorter ones are shifted left, so that products keep their width.
+    """
+    codes, zero, m, k = form(_QUANTIZE, mode)(x, k, bits, symmetric, mantissa)
+    up = 15 - (literal.MANTISSA if mode == "literal" else mantissa)
+    return (codes, zero, m << up, k + up) if up else (codes, zero, m, k)
 
 
 @define(

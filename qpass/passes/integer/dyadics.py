@@ -37,7 +37,8 @@ def constant_row(state: State, source: str, count: int) -> tuple[fx.Node, ...]:
 
 
 def _vector(source: Tensor, change: Callable[[Tensor], Tensor], bits: int) -> Sequence[Any]:
-    return vector(change(source.double()), bits)
+    mantissa, shift, exponent = vector(change(source.double()), bits)
+    return mantissa << 15 - bits, shift, exponent + (15 - bits)  # of 15 bits, so that products keep their width
 
 
 def _row(source: Tensor) -> Sequence[Any]:

@@ -121,7 +121,8 @@ def write(kept: dict[str, Any]) -> None:
         return
     cells, machine, settings = kept["cells"], kept["machine"], kept["settings"]
     head = HEAD.format(command=COMMAND, tokens=kept["tokens"], float=kept["float"]["perplexity"], **machine, **settings)
-    parts = [head, *_modes(cells, settings["steps"]), *_longer(kept), WHY, *_steps(cells), *_clips(cells), *_mantissas(cells)]
+    tables = [*_steps(cells), *_clips(cells), *_mantissas(cells)]
+    parts = [head, *_modes(cells, settings["steps"]), *_longer(kept), WHY, *tables]
     PAGE.write_text("".join(parts))
 
 

@@ -49,6 +49,14 @@ steps a block.
 |---|---|{rules}---|
 """
 
+LONGER = """
+On {tokens:,} tokens, where chance is less (`--tokens {tokens} --only 'W4A4/nearest/*'`, the JSON file moved away first;
+float {float:.3f}):
+
+| scheme | method | {titles} |
+|---|---|{rules}
+"""
+
 WHY = """
 ## Where integer-only differs from fake quantization, and why
 
@@ -113,7 +121,8 @@ def write(kept: dict[str, Any]) -> None:
         return
     cells, machine, settings = kept["cells"], kept["machine"], kept["settings"]
     head = HEAD.format(command=COMMAND, tokens=kept["tokens"], float=kept["float"]["perplexity"], **machine, **settings)
-    parts = [head, *_modes(cells, settings["steps"]), WHY, *_steps(cells), *_clips(cells), *_mantissas(cells)]
+    tables = [*_steps(cells), *_clips(cells), *_mantissas(cells)]
+    parts = [head, *_modes(cells, settings["steps"]), *_longer(kept), WHY, *tables]
     PAGE.write_text("".join(parts))
 
 
@@ -126,6 +135,16 @@ def _modes(cells: dict[str, Any], steps: int) -> list[str]:
             ratio = f"{found[2]['error'] / found[1]['error']:.3f}" if found[1] and found[2] else "not measured"
             lines.append(f"| {scheme} | {method} | {' | '.join(map(_cell, found))} | {ratio} |\n")
     return lines
+
+
+def _longer(kept: dict[str, Any]) -> list[str]:
+    if "longer" not in kept:
+        return []
+    longer, forms = kept["longer"], [form for form in TITLES if form != "literal"]
+    lines = [LONGER.format(tokens=longer["tokens"], float=longer["float"]["perplexity"], rules="---|" * len(forms),
+                           titles=" | ".join(TITLES[form] for form in forms))]  # fmt: skip
+    found = [longer["cells"].get(f"W4A4/nearest/{form}") for form in forms]
+    return [*lines, f"| W4A4 | nearest | {' | '.join(map(_cell, found))} |\n"]
 
 
 def _steps(cells: dict[str, Any]) -> list[str]:

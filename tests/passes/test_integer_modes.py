@@ -40,12 +40,24 @@ def given() -> tuple[Any, Any, Trace]:
     return float_model, captured, pipeline.run(captured, parsed, target, calibration=batches, until="SOLVED")
 
 
+def typed(meaning: Any, value: Any) -> Any:
+    """An op's meaning that checks the dtypes of its results against those that the pass gave them."""
+
+    def call(*args: Any) -> Any:
+        result = meaning(*args)
+        pairs = zip(result, value, strict=True) if isinstance(value, tuple) else [(result, value)]
+        assert all(one.dtype == two.dtype for one, two in pairs), meaning.__name__
+        return result
+
+    return call
+
+
 def built(float_model: Any, trace: Trace, program: Program) -> Any:
     """The program as a model, each integer op spelled in what it is made of."""
     graph, _ = copy_graph(program.graph)
     for node in graph.nodes:
         if op_name(node.target).startswith("qpass.integer_"):
-            node.target = ops.REGISTRY[op_name(node.target).removeprefix("qpass.")].meaning
+            node.target = typed(ops.REGISTRY[op_name(node.target).removeprefix("qpass.")].meaning, node.meta["val"])
     lowered = program.with_graph(graph)
     return pipeline.build(float_model, replace(trace, stages={**trace.stages, "LOWERED": lowered}), target="reference")
 

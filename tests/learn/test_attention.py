@@ -51,7 +51,7 @@ def test_what_was_learned_is_the_quantised_program(style, attention):
     torch.manual_seed(0)
     for leaf in model.leaves.values():
         leaf.data += 0.2 * torch.randn(leaf.shape)
-    inputs, segment = block_inputs(style, model), model.view.segment
+    inputs, segment = block_inputs(model, [tiny.ids(2, 9)]), model.view.segment
     leaves = {key: leaf.detach() for key, leaf in model.leaves.items()}
     student = model.student(inputs, leaves)
     folded = fold(model.view.program, model, leaves, add_bias=False, by="test")

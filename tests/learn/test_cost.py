@@ -62,7 +62,7 @@ def learn(program, data, mib, methods=OMNIQUANT, steps=2):
 # ------------------------------------------------------------------------------------------------------------ memory
 
 CHILD = """
-import json, resource, sys
+import json, sys
 import torch
 torch.set_num_threads(1)
 from tests.learn.test_cost import learn, stack
@@ -70,18 +70,22 @@ width, layers, rows, batches, mib = json.loads(sys.argv[1])
 with torch.no_grad():
     program, weights = stack(width, layers, rows)
 data = [torch.randn(rows, width) for _ in range(batches)]
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def high():  # of this process alone: ru_maxrss begins with the size of the one that started it
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+start = high()
 learn(program, data, mib)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = high()
 print(json.dumps({"start": start, "peak": peak, "weights": weights, "data": sum(batch.nbytes for batch in data)}))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak that the Linux kernel keeps")
 def test_peak_of_a_process():
     """Peak RSS <= weights + 2 x the largest block in float32 + the cache's budget + 1 GiB.
 
-    Tighter, as libraries take most of that GiB: what learning adds is less than one of the three streams of activations
-    (float, quantized, target), which are all on disk here.
+    Tighter, as libraries take most of that GiB: learning adds some 80 MiB, much of it code loaded at first use. To keep one
+    of the three streams of activations (float, quantized, target), which are all on disk here, would add 64 more.
     """
     layers, mib = 4, 4
     made = subprocess.run([sys.executable, "-c", CHILD, json.dumps([128, layers, 2048, 64, mib])],
@@ -89,7 +93,7 @@ def test_peak_of_a_process():
     assert made.returncode == 0, made.stderr[-2000:]
     found = json.loads(made.stdout.splitlines()[-1])
     assert found["peak"] <= found["weights"] + 2 * found["weights"] / layers + mib * 2**20 + 2**30
-    assert found["data"] == 64 * 2**20 and found["peak"] - found["start"] < found["data"]
+    assert found["data"] == 64 * 2**20 and found["peak"] - found["start"] < 2 * found["data"]
 
 
 def live_bytes():

@@ -84,8 +84,8 @@ print(json.dumps({"start": start, "peak": peak, "weights": weights, "data": sum(
 def test_peak_of_a_process():
     """Peak RSS <= weights + 2 x the largest block in float32 + the cache's budget + 1 GiB.
 
-    Tighter, as libraries take most of that GiB: learning adds some 80 MiB, much of it code loaded at first use. To keep one
-    of the three streams of activations (float, quantized, target), which are all on disk here, would add 64 more.
+    Tighter, as libraries take most of that GiB: learning adds some 80 MiB, much of it code loaded at first use. Each of
+    the three streams of activations (float, quantized, target), all on disk here, would add 64 more if it were kept.
     """
     layers, mib = 4, 4
     made = subprocess.run([sys.executable, "-c", CHILD, json.dumps([128, layers, 2048, 64, mib])],

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
@@ -200,8 +201,24 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
         run(ids, do_sample=False, seed=1)
     with pytest.raises(UnsupportedError, match="sampling with num_beams above 1"):
         run(ids, num_beams=2)
-    with pytest.raises(InputError, match="temperature is -1"):
-        run(ids, temperature=-1)
+    config = transformers.GenerationConfig(**{**options, "eos_token_id": 999})  # None would be that of the model
+    assert torch.equal(compiled.generate(ids, config, attention_mask=torch.ones_like(ids), seed=5), whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1"), ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": 2.5}, "top_k 2.5"), ({"seed": 1.5}, "seed 1.5"),
+        ({"seed": "one"}, "seed 'one'"), ({"seed": -1}, "seed -1"), ({"min_p": 0.9}, "sampling with min_p 0.9"),
+        ({"typical_p": 0.5}, "typical_p 0.5"), ({"epsilon_cutoff": 0.1}, "epsilon_cutoff"),
+        ({"generation_config": transformers.GenerationConfig(do_sample=True, top_h=0.1)}, "top_h 0.1"),
+    ],
+)  # fmt: skip
+def test_what_the_sampler_cannot_do_is_refused(made: Any, more: dict[str, Any], message: str) -> None:
+    given = {"do_sample": True, **more}
+    with pytest.raises((InputError, UnsupportedError), match=message):
+        made[2].generate(torch.ones(1, 2, dtype=torch.int64), max_new_tokens=1, **given)
 
 
 CHILD = """

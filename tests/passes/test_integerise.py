@@ -107,6 +107,12 @@ def test_the_guard_sees_floats_and_a_run_has_none(made: Any) -> None:
     ids = torch.randint(2, 96, (2, 6))
     with qpass.integer_guard(compiled):
         compiled(ids)
+    with qpass.integer_guard(compiled):
+        outer = compiled._qpass_runner.forward
+        with qpass.integer_guard(compiled):
+            compiled(ids)
+        assert compiled._qpass_runner.forward is outer, "still watched behind the inner block"
+    assert "forward" not in vars(compiled._qpass_runner)
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
         torch.ones(2, dtype=torch.int32) / 2
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():

@@ -37,6 +37,9 @@ class IntegerCall(CausalLMCall):
         if length > self.context:
             what = f"{length} tokens, past and new, where the integer-only program has tables for {self.context}"
             raise InputError(what, fix=f'compile with {{"integer": {{"context": {length}}}}} in the recipe')
+        if int(flat[0].min()) < 0:  # a table would be read from its end
+            what = f"`input_ids` holds {int(flat[0].min())}, below 0"
+            raise InputError(what, fix="pass token ids; leave padding out by attention_mask")
         if not bool(((flat[1] == 0) | (flat[1] == 1)).all()):  # the proof of the ranges rests on it
             what = "`attention_mask` holds other numbers than 0 and 1"
             raise InputError(what, fix="pass 1 for tokens and 0 for padding")

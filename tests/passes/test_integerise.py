@@ -272,6 +272,11 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
 
 
+def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
+    with pytest.raises(InputError, match="`input_ids` holds -1, below 0"):
+        made[2](torch.tensor([[5, -1]]))
+
+
 @pytest.mark.parametrize(
     ("linears", "message"),
     [

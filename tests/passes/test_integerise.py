@@ -320,6 +320,7 @@ def test_recipes_are_plain_data(word: str) -> None:
         ("yes", "no set of options"),
         ({"attention": 9}, "attention is 9"),
         ({"embedding": 4}, "embedding is 4"),
+        ({"embedding": 16.0}, "embedding is 16.0"),
         ({"clip": -1}, "clip is -1"),
         ({"context": 0}, "context is 0"),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
@@ -299,6 +300,15 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
+
+
+def test_other_models_are_refused_for_what_they_are() -> None:
+    linear = torch.nn.Linear(8, 8).eval()
+    with pytest.raises(UnsupportedError, match="An integer-only program of a module"):
+        qpass.trace(linear, RECIPE, args=(torch.ones(2, 8),), target="reference")
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="An integer-only program of a graph of torch"):
+        torch.compile(linear, backend="qpass", options={"recipe": RECIPE, "target": "reference"})(torch.ones(2, 8))
 
 
 @pytest.mark.parametrize("word", ["int-only-w8a8", "int-only-w4a8", "int-only-w6a6", "int-only-w4a4"])

@@ -76,8 +76,9 @@ def integer_call(call: CallConvention, context: int, extra: int) -> IntegerCall:
         UnsupportedError: another kind of model.
     """
     if not isinstance(call, CausalLMCall):
-        what = f"An integer-only program of a {call.kind.replace('_', ' ')}"
-        raise UnsupportedError(what, fix="integer-only recipes are for causal language models")
+        kind = str(getattr(call, "kind", "graph of torch.compile")).replace("_", " ")
+        raise UnsupportedError(f"An integer-only program of a {kind}",
+                               fix="integer-only recipes are for causal language models, by qpass.compile")  # fmt: skip
     names = {spec.name for spec in call.kv}
     inputs = tuple(_cached(spec, extra) if spec.name in names else spec for spec in call.inputs)
     kv = tuple(KVSpec(spec.name, spec.heads, spec.head_dim + extra, torch.int8) for spec in call.kv)

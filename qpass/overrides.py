@@ -1,4 +1,6 @@
-"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``."""
+"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``,
+``integer.context=512``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe with other values of some fields, in order; the name stays.
 
     Args:
-        assignments: ``learning.FIELD=VALUE``, ``METHOD.OPTION=VALUE`` or ``linears.GLOB=SCHEME``. A value is read as
-            YAML: a number, a word, true, [a, b]. A line that is new goes before all others, so that it wins.
+        assignments: ``learning.FIELD=VALUE``, ``METHOD.OPTION=VALUE``, ``linears.GLOB=SCHEME`` or, of an integer-only
+            recipe, ``integer.OPTION=VALUE``. A value is read as YAML: a number, a word, true, [a, b]. A line that is
+            new goes before all others, so that it wins.
 
     Raises:
         RecipeError: no such field, method, option or value, with the nearest legal word.
@@ -25,25 +28,32 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     if not assignments:
         return recipe
     data = recipe.as_dict()
-    methods = [[name, dict(options)] for name, options in map(_entry, data.get("methods", []))]
+    runs = {key: [(name, dict(options)) for name, options in map(_entry, data.get(key, []))]
+            for key in ("methods", "with_data")}  # fmt: skip
+    methods = [pair for pairs in runs.values() for pair in pairs]
     learning, linears = dict(data.get("learning", {})), dict(data["linears"])
+    integer = {} if data.get("integer", True) is True else dict(data["integer"])
     for text in assignments:
         owner, field, value = _parts(text)
         if owner == "learning":
             learning[field] = value
+        elif owner == "integer" and recipe.integer is not None:
+            integer[field] = value
         elif owner == "linears":
             linears = {**linears, field: value} if field in linears else {field: value, **linears}
         else:
             mine = [options for name, options in methods if name == owner]
             if not mine:
-                legal = ["learning", "linears", *(name for name, _ in methods)]
+                more = ["integer"] if recipe.integer is not None else []
+                legal = ["learning", "linears", *more, *(name for name, _ in methods)]
                 raise RecipeError(f"the recipe {recipe} has no {owner!r}", where=f"--set {text}",
                                   fix=nearest(owner, legal) or f"begin with one of {', '.join(legal)}")  # fmt: skip
             for options in mine:
                 options[field] = value
     try:
-        return Recipe.parse({"name": recipe.name, "methods": [{name: options} for name, options in methods],
-                             "learning": learning, "linears": linears})  # fmt: skip
+        fields = {key: [{name: options} for name, options in pairs] for key, pairs in runs.items() if pairs}
+        fields |= {"integer": integer or True} if recipe.integer is not None else {}
+        return Recipe.parse({**data, **fields, "learning": learning, "linears": linears})
     except TypeError as error:
         raise RecipeError(str(error), where="--set", fix="use a value of the right kind") from error
 

@@ -141,6 +141,18 @@ def test_overrides(assignment, found):
     assert after.learning.same_input and after.name == before.name
 
 
+def test_options_of_an_integer_only_recipe_are_set_and_kept():
+    before = Recipe.parse("int-only-w8a8")
+    after = overridden(before, ["integer.context=64", "integer.mode=paper", "fsbr.rate=0.05"])
+    assert (after.integer.context, after.integer.mode) == (64, "paper")
+    assert after.with_data[0].rate == 0.05 != before.with_data[0].rate
+    assert overridden(before, ["learning.steps=3"]).integer == before.integer
+    with pytest.raises(RecipeError, match=r"unknown option 'contxt'.*use 'context'"):
+        overridden(before, ["integer.contxt=64"])
+    with pytest.raises(RecipeError, match="has no 'integer'"):
+        overridden(Recipe.parse("w8a8-int8"), ["integer.context=64"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+import qpass
+from qpass import ops
+from qpass.errors import UnsupportedError
+from qpass.formats.integer import Integer
 from qpass.numerics.integer.dyadic import fit_one, vector
 from qpass.numerics.integer.literal import activation as literal_activation
 from qpass.numerics.integer.literal import attention as literal_attention
@@ -14,6 +18,9 @@ from qpass.numerics.integer.literal import norm as literal_norm
 from qpass.numerics.integer.paper import activation, attention, norm
 from qpass.ops.integer.linear import integer_quantize
 from qpass.passes.integer.norm_inputs import fit_channels
+from qpass.passes.integerise import integerise
+from qpass.ranges import integer_ranges
+from tests.passes.test_integer_families import FAMILIES, model
 from tests.ranges.test_operators import BOUND, KEEP, KEYS, KQ, KY, LOG2E, SPAN, TABLE, VECTOR, C, K, M, Q, X, Y, proven
 
 ENDS = torch.randn(2, C).abs() * torch.tensor([1e-3, 1.0, 30.0, 1e4]).repeat(C // 4)
@@ -68,3 +75,21 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_what_happens_is_within_what_is_proven_and_is_the_same_in_64_bits(name: str) -> None:
     assert proven(*CASES[name]) > 3
+
+
+@pytest.mark.parametrize("what", ["offset norms, scaled embedding", "learned positions, relu, scaled queries"])
+def test_whole_models_in_every_mode(what: str) -> None:
+    """Compiled, which is a proof; GELU-gated ones with FSBR's vector too. What has no literal form is named."""
+    name, changes, _ = FAMILIES[what]
+    gelu = name == "Gemma"
+    recipe = {"preset": "int-only-w8a8", "methods": [{"fsbr": {"rate": 0.05}}] if gelu else [],
+              "learning": {"steps": 2, "progress": False}, "integer": {"mode": "paper", "context": 32}}  # fmt: skip
+    batches = [torch.randint(2, 96, (2, 12)) for _ in range(2)]
+    trace = qpass.trace(model(name, changes), recipe, target="reference", calibration=batches, until="INTEGER")
+    kinds = {node.args[4] for node in trace["INTEGER"].nodes(ops.integer_gated)}
+    assert kinds == ({"smoothed_gelu_tanh"} if gelu else set())
+    if gelu:
+        with pytest.raises(UnsupportedError, match=r"'gelu_tanh' in mode 'literal' .*\(at %.*mlp/mul, File .*use mode"):
+            integerise(trace["SOLVED"], Integer(mode="literal", context=32))
+        return
+    assert len(integer_ranges(integerise(trace["SOLVED"], Integer(mode="literal", context=32))).lines) > 1000

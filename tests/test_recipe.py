@@ -143,7 +143,7 @@ def test_overrides(assignment, found):
 
 def test_options_of_an_integer_only_recipe_are_set_and_kept():
     before = Recipe.parse("int-only-w8a8")
-    after = overridden(before, ["integer.context=64", "integer.mode=paper", "fsbr.rate=0.05"])
+    after = overridden(before, ["integer.context=64", "integer.mode=paper", "lwc.rate=0.05"])
     assert (after.integer.context, after.integer.mode) == (64, "paper")
     assert after.with_data[0].rate == 0.05 != before.with_data[0].rate
     assert overridden(before, ["learning.steps=3"]).integer == before.integer

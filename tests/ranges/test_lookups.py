@@ -101,7 +101,7 @@ def test_token_ids_outside_of_the_vocabulary_are_refused_before_anything_runs(co
 
 @pytest.mark.parametrize("rows", [[4], [-5], [0, 9]])
 def test_rows_that_are_not_there_are_refused(compiled: Any, rows: list[int]) -> None:
-    with pytest.raises(InputError, match="`logits_to_keep` has rows .* of 4 new tokens"):
+    with pytest.raises(InputError, match=r"`logits_to_keep` has rows .* of 4 new tokens"):
         compiled(torch.full((1, 4), 3), logits_to_keep=torch.tensor(rows))
 
 

@@ -6,7 +6,7 @@ why; whatever no kernel claims is the op's own meaning, which the target's compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,31 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Accumulator:
+    """A number inside a kernel that its op's meaning does not have, so that the proof of the meaning does not cover it.
+
+    Attributes:
+        name: what is added up.
+        most: no |value| is larger, for the shapes and the context of a node.
+        bits: of its type with the sign: 32, 64, or 33 for 32 bits without a sign.
+    """
+
+    name: str
+    most: int
+    bits: int = 32
+
+    @property
+    def fits(self) -> bool:
+        """Whether ``most`` does, as either sign."""
+        return self.needed <= self.bits
+
+    @property
+    def needed(self) -> int:
+        """Bits that hold ``most`` and a sign."""
+        return self.most.bit_length() + 1
+
+
+@dataclass(frozen=True)
 class Provider:
     """One way to compute an op of the dialect that is not a linear, in place of its meaning.
 
@@ -67,6 +92,8 @@ class Provider:
         call: the computation, with the op's arguments; traced into the graph.
         prepare: called with the op's arguments, where a parameter is (name, fake tensor); what ``call`` wants to have
             packed, by keyword: the name and the value of a parameter.
+        accumulators: called with the most tokens that there can be, past and new, and the op's arguments (tensors are
+            fake): what has to fit, in a kernel whose results must be exact. One that does not is a refusal.
     """
 
     name: str
@@ -74,6 +101,7 @@ class Provider:
     refuses: Callable[..., str | None]
     call: Callable[..., Any]
     prepare: Callable[..., dict[str, tuple[str, Derived]]] | None = None
+    accumulators: Callable[..., Sequence[Accumulator]] | None = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: 
     node = last.next
     while node is not before:
         node.meta.setdefault("scopes", like.meta.get("scopes", ()))
+        if "stack_trace" in like.meta:
+            node.meta.setdefault("stack_trace", like.meta["stack_trace"])
         if "val" not in node.meta:
             infer(node)
         node = node.next

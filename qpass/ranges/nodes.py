@@ -91,9 +91,10 @@ def _count(node: fx.Node, extents: Extents) -> int | None:
     if name not in ("sum", "cumsum") or not isinstance(node.args[0], fx.Node):
         return None
     shape = node.args[0].meta["val"].shape
-    dims = node.args[1] if len(node.args) > 1 else range(len(shape))
-    dims = [dims] if isinstance(dims, int) else dims
-    return math.prod(max(1, extents.of(shape[dim]).hi) for dim in dims)  # type: ignore[union-attr, index]
+    given: Any = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims: list[int] = [given] if isinstance(given, int) else list(given)
+    ends: list[int] = [extents.of(shape[dim]).hi for dim in dims]
+    return math.prod(max(end, 1) for end in ends)
 
 
 def _beyond(program: Program, node: fx.Node, error: Beyond) -> str:

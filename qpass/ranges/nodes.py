@@ -15,7 +15,8 @@ from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.ranges.arithmetic import rule_of
-from qpass.ranges.engine import Beyond, Engine, Seen, Wraps
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Beyond, Seen, Wraps
 from qpass.ranges.value import Value, of
 
 SEQ, LEAST = 3, 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qpass.graph.program import Program
 from qpass.graph.table import table
 from qpass.graph.values import op_name
-from qpass.ranges.engine import Seen, Site
+from qpass.ranges.site import Seen, Site
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
 from qpass import pipeline
-from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
+from qpass.errors import InputError, NumericsError, RecipeError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
 from qpass.lowering import Region
 from qpass.lowering.cpu import kernels
@@ -304,6 +304,14 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 def test_ops_without_an_integer_form_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         qpass.trace(model(**changes), RECIPE, target="reference", until="INTEGER")
+
+
+def test_a_weight_that_is_not_finite_is_named(made: Any) -> None:
+    float_model = model()
+    with torch.no_grad():
+        float_model.model.embed_tokens.weight[3, 4] = torch.inf
+    with pytest.raises(NumericsError, match=r"NaN or Inf in a scale \(at model.embed_tokens.weight\)"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
 
 
 def test_other_models_are_refused_for_what_they_are() -> None:

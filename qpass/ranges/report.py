@@ -59,11 +59,16 @@ class Ranges:
         return sorted(best.values(), key=lambda line: (-_size(line), line.value))
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, full: bool = False) -> str:
+        """Of each value the op that comes nearest to 32 bits, tightest first; every op in the order of the program with
+        ``full``."""
         names = {node.meta["name"]: op_name(node.target) for node in self.program.nodes()}
-        head, rows = ("value", "op", "at", "lo", "hi", "bits of 32"), []
-        for line in self.tightest():
-            lo, hi = str(line.seen.lo), str(line.seen.hi)
-            rows.append([line.value, names.get(line.value, ""), str(line.site), lo, hi, str(line.bits)])
+        head, rows = ["value", "op", "at", "lo", "hi", "bits"], []
+        for line in self.lines if full else self.tightest():
+            lo, hi, bits = str(line.seen.lo), str(line.seen.hi), f"{line.bits} of {line.seen.width}"
+            rows.append([line.value, names.get(line.value, ""), str(line.site), lo, hi, bits])
         wide = [line for line in self.lines if line.seen.width == 64]
         most = max((line.bits for line in wide), default=0)
         text = "\n".join(table(head, rows))

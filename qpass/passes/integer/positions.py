@@ -37,7 +37,7 @@ def angle_table(state: State, node: Any, user: fx.Node) -> fx.Node:
 
 def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
     """table[positions] for a value of shape [batch, seq, D]."""
-    value, count = node.meta["val"], state.options.context
+    value, count = node.meta["val"], state.options.positions
     sources = [source for source in _placeholders(node) if not source.meta["val"].dtype.is_floating_point]
     by_value = [source for source in sources if source in _read(node)]
     if value.dim() != 3 or len(by_value) != 1 or by_value[0].meta["val"].dim() != 2:

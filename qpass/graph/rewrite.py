@@ -78,7 +78,7 @@ def as_proxies(graph: fx.Graph, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: fx.Node) -> fx.Node:
-    """Append what ``build`` makes before ``before``, with the scopes of ``like``; the result has its type too."""
+    """Append what ``build`` makes before ``before``, with the scopes and line of ``like``; the result has its type."""
     last = before.prev
     with graph.inserting_before(before):
         built = build()

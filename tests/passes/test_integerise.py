@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
 from qpass import pipeline
-from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
+from qpass.errors import InputError, NumericsError, RecipeError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
 from qpass.lowering import Region
 from qpass.lowering.cpu import kernels
@@ -294,12 +294,24 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
-    [("relu2", "'relu_squared' has no integer form"), ("tanh", r"tanh has no integer form \(at .*act_fn, File")],
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu2"}, r"'relu_squared' has no integer form \(at .*mlp.*, File"),
+        ({"hidden_act": "tanh"}, r"tanh has no integer form \(at .*act_fn, File"),
+        ({"attn_implementation": "eager"}, r"attention of kind 'eager' has no integer form \(at .*attn/matmul.*, File"),
+    ],
 )
-def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
+def test_ops_without_an_integer_form_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
+        qpass.trace(model(**changes), RECIPE, target="reference", until="INTEGER")
+
+
+def test_a_weight_that_is_not_finite_is_named(made: Any) -> None:
+    float_model = model()
+    with torch.no_grad():
+        float_model.model.embed_tokens.weight[3, 4] = torch.inf
+    with pytest.raises(NumericsError, match=r"NaN or Inf in a scale \(at model.embed_tokens.weight\)"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
 
 
 def test_other_models_are_refused_for_what_they_are() -> None:

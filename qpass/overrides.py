@@ -1,6 +1,4 @@
-"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``,
-``integer.context=512``.
-"""
+"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``."""
 
 from __future__ import annotations
 
@@ -28,32 +26,29 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     if not assignments:
         return recipe
     data = recipe.as_dict()
-    runs = {key: [(name, dict(options)) for name, options in map(_entry, data.get(key, []))]
-            for key in ("methods", "with_data")}  # fmt: skip
-    methods = [pair for pairs in runs.values() for pair in pairs]
-    learning, linears = dict(data.get("learning", {})), dict(data["linears"])
-    integer = {} if data.get("integer", True) is True else dict(data["integer"])
+    methods, with_data = ([_entry(entry) for entry in data.get(field, [])] for field in ("methods", "with_data"))
+    owners: dict[str, list[dict[str, Any]]] = {"learning": [dict(data.get("learning", {}))]}
+    if recipe.integer is not None:
+        owners["integer"] = [recipe.integer.as_dict()]
+    for name, options in (*methods, *with_data):
+        owners.setdefault(name, []).append(options)
+    linears = dict(data["linears"])
     for text in assignments:
         owner, field, value = _parts(text)
-        if owner == "learning":
-            learning[field] = value
-        elif owner == "integer" and recipe.integer is not None:
-            integer[field] = value
-        elif owner == "linears":
+        if owner == "linears":
             linears = {**linears, field: value} if field in linears else {field: value, **linears}
-        else:
-            mine = [options for name, options in methods if name == owner]
-            if not mine:
-                more = ["integer"] if recipe.integer is not None else []
-                legal = ["learning", "linears", *more, *(name for name, _ in methods)]
-                raise RecipeError(f"the recipe {recipe} has no {owner!r}", where=f"--set {text}",
-                                  fix=nearest(owner, legal) or f"begin with one of {', '.join(legal)}")  # fmt: skip
-            for options in mine:
-                options[field] = value
+        elif owner not in owners:
+            legal = ["linears", *owners]
+            raise RecipeError(f"the recipe {recipe} has no {owner!r}", where=f"--set {text}",
+                              fix=nearest(owner, legal) or f"begin with one of {', '.join(legal)}")  # fmt: skip
+        for options in owners.get(owner, []):
+            options[field] = value
+    data |= {"learning": owners["learning"][0], "linears": linears}
+    data |= {"methods": [{name: options} for name, options in methods]} if methods else {}
+    data |= {"with_data": [{name: options} for name, options in with_data]} if with_data else {}
+    data |= {"integer": owners["integer"][0] or True} if recipe.integer is not None else {}
     try:
-        fields = {key: [{name: options} for name, options in pairs] for key, pairs in runs.items() if pairs}
-        fields |= {"integer": integer or True} if recipe.integer is not None else {}
-        return Recipe.parse({**data, **fields, "learning": learning, "linears": linears})
+        return Recipe.parse(data)
     except TypeError as error:
         raise RecipeError(str(error), where="--set", fix="use a value of the right kind") from error
 
@@ -62,7 +57,7 @@ def _entry(data: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(data, str):
         return data, {}
     ((name, options),) = data.items()
-    return name, options or {}
+    return name, dict(options or {})
 
 
 def _parts(text: str) -> tuple[str, str, Any]:

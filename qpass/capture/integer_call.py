@@ -48,33 +48,45 @@ class IntegerCall(CausalLMCall):
         if length > self.context:
             what = f"{length} tokens, past and new, where the integer-only program has tables for {self.context}"
             raise InputError(what, fix=f'compile with {{"integer": {{"context": {length}}}}} in the recipe')
-        if not bool(((flat[1] == 0) | (flat[1] == 1)).all()):  # the proof of the ranges rests on it
+        given = arguments.get("attention_mask") is not None  # what was made here needs no look at each step
+        if given and not _within(flat[1], 0, 1):  # the proof of the ranges rests on it
             what = "`attention_mask` holds other numbers than 0 and 1"
             raise InputError(what, fix="pass 1 for tokens and 0 for padding")
         self._check_ids(flat[0])
-        self._check_kept(flat[3 if self.takes_positions else 2], flat[0].shape[1])
-        if self.takes_positions and int(flat[2].min()) < self.least_position:
-            raise InputError(f"`position_ids` below {self.least_position}", fix="pass positions from 0 on")
-        if self.takes_positions and int(flat[2].max()) >= self.context:
-            what = f"`position_ids` up to {int(flat[2].max())}, where there are tables for {self.context}"
-            raise InputError(what, fix="pass positions below the recipe's context")
+        if isinstance(arguments.get("logits_to_keep"), Tensor):
+            self._check_kept(flat[3 if self.takes_positions else 2], flat[0].shape[1])
+        counted = arguments.get("position_ids") is None and (self.positions == "arange" or not given)
+        if self.takes_positions and not counted:
+            self._check_positions(flat[2])
         return flat
 
     def _check_ids(self, ids: Tensor) -> None:
-        low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
-        if low < 0 or high >= self.vocabulary:
-            what = f"`input_ids` from {low} to {high}, where the model has tokens 0 to {self.vocabulary - 1}"
+        if ids.numel() and not _within(ids, 0, self.vocabulary - 1):
+            what = f"`input_ids` from {int(ids.min())} to {int(ids.max())}"
+            what += f", where the model has tokens 0 to {self.vocabulary - 1}"
             raise InputError(what, fix="pass ids of this model's own tokenizer")
 
     def _check_kept(self, rows: Tensor, seq: int) -> None:
-        low, high = (int(end) for end in rows.aminmax()) if rows.numel() else (0, 0)
-        if low < -seq or high >= max(seq, 1):
-            what = f"`logits_to_keep` has rows {low} to {high} of {seq} new tokens"
+        if rows.numel() and not _within(rows, -seq, seq - 1):
+            what = f"`logits_to_keep` has rows {int(rows.min())} to {int(rows.max())} of {seq} new tokens"
             raise InputError(what, fix=f"pass rows from 0 to {seq - 1}")
+
+    def _check_positions(self, positions: Tensor) -> None:
+        if _within(positions, self.least_position, self.context - 1):
+            return
+        if int(positions.min()) < self.least_position:
+            raise InputError(f"`position_ids` below {self.least_position}", fix="pass positions from 0 on")
+        what = f"`position_ids` up to {int(positions.max())}, where there are tables for {self.context}"
+        raise InputError(what, fix="pass positions below the recipe's context")
 
     def results(self, outputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
         """Logits in float32, and the cache."""
         return as_float(outputs[0], outputs[1]), list(outputs[2:])
+
+
+def _within(values: Tensor, low: int, high: int) -> bool:
+    least, most = torch.aminmax(values)
+    return int(least) >= low and int(most) <= high
 
 
 def as_float(logits: Tensor, exponent: Tensor) -> Tensor:
@@ -82,21 +94,22 @@ def as_float(logits: Tensor, exponent: Tensor) -> Tensor:
     return torch.ldexp(logits.to(torch.float32), -exponent)
 
 
-def integer_call(call: CallConvention, context: int, vocabulary: int, extra: int) -> IntegerCall:
+def integer_call(call: CallConvention, context: int, extra: int) -> IntegerCall:
     """The convention of the integer program of a captured causal LM; ``extra``: channels that a cache has more.
 
     Raises:
         UnsupportedError: another kind of model.
     """
     if not isinstance(call, CausalLMCall):
-        what = f"An integer-only program of a {call.kind.replace('_', ' ')}"
-        raise UnsupportedError(what, fix="integer-only recipes are for causal language models")
+        kind = str(getattr(call, "kind", "graph of torch.compile")).replace("_", " ")
+        raise UnsupportedError(f"An integer-only program of a {kind}",
+                               fix="integer-only recipes are for causal language models, by qpass.compile")  # fmt: skip
     names = {spec.name for spec in call.kv}
     inputs = tuple(_cached(spec, extra) if spec.name in names else spec for spec in call.inputs)
     kv = tuple(KVSpec(spec.name, spec.heads, spec.head_dim + extra, torch.int8) for spec in call.kv)
     known = {field.name: getattr(call, field.name) for field in fields(CausalLMCall)}
     known.update(inputs=inputs, kv=kv, outputs=("logits", "logits_exponent", *call.outputs[1:]))
-    return IntegerCall(**known, context=context, vocabulary=vocabulary)
+    return IntegerCall(**known, context=context)
 
 
 def _cached(spec: TensorSpec, extra: int) -> TensorSpec:

@@ -10,6 +10,7 @@ tables. An op without an integer form is refused with its name and source line, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def integerise(program: Program, options: Integer) -> Program:
         UnsupportedError: an op, a format or a call that has no integer form.
         NumericsError: NaN or Inf in a weight.
     """
+    call = integer_call(program.call, options.positions, EXTRA) if program.call is not None else None
     state = State(program, options)
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -50,9 +52,7 @@ def integerise(program: Program, options: Integer) -> Program:
             state.values[node] = other(state, node)
     state.graph.eliminate_dead_code()
     assign_names(state.graph)
-    call = program.call
-    if call is not None:
-        call = integer_call(call, options.positions, _vocabulary(state), EXTRA)
+    call = replace(call, vocabulary=_vocabulary(state)) if call is not None else None
     return program.with_graph(
         state.graph, params=state.params, history=state.history, stage="INTEGER", call=call
     )

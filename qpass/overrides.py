@@ -1,6 +1,4 @@
-"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``,
-``integer.context=512``.
-"""
+"""Fields of a recipe set from the command line: ``learning.steps=64``, ``lwc.rate=0.05``, ``linears.lm_head=keep``."""
 
 from __future__ import annotations
 

@@ -27,8 +27,10 @@ def linear(context: int, *args: Any) -> list[Accumulator]:
     """255 · 128 · K: codes have 128 added, so that they have no sign; that and the zero point are taken off again."""
     products = int(args[4].shape[-1]) * BYTE * 128
     channel = (MOST_HALF >> 15) * MANTISSA_15 + 1
+    halves = MOST_HALF + (1 << 16)  # of Factor in integer_math.h, whose operand is rounded at bit 16
     return [Accumulator("the sum of unsigned codes times weights", products),
             Accumulator("the zero point times the sum of a weight's row", products),
+            Accumulator("halves of a product of 30 by 15 bits", halves),
             Accumulator("a channel's product and what rounds it", channel + MOST_HALF)]  # fmt: skip
 
 
@@ -75,4 +77,5 @@ def activation(context: int, *args: Any) -> list[Accumulator]:
             Accumulator("2^-z and what rounds it", WEIGHT + MOST_HALF),
             Accumulator("the fourth power of GELU's argument", (square >> 2) ** 2 + (1 << 15)),
             Accumulator("GELU's argument times its slope", (6 << 12) * (13073 + (square * 2412 >> 14)) + (1 << 13)),
-            Accumulator("what is left of the sigmoid's division", MOST_HALF + 13 * 2 * WEIGHT)]  # fmt: skip
+            Accumulator("what is left of the sigmoid's division", MOST_HALF + 13 * 2 * WEIGHT),
+            Accumulator("a product of two rows", TOP * TOP + TOP, 64)]  # fmt: skip

@@ -53,7 +53,8 @@ class IntegerCall(CausalLMCall):
             what = "`attention_mask` holds other numbers than 0 and 1"
             raise InputError(what, fix="pass 1 for tokens and 0 for padding")
         self._check_ids(flat[0])
-        self._check_kept(flat[3 if self.takes_positions else 2], flat[0].shape[1])
+        if isinstance(arguments.get("logits_to_keep"), Tensor):
+            self._check_kept(flat[3 if self.takes_positions else 2], flat[0].shape[1])
         counted = arguments.get("position_ids") is None and (self.positions == "arange" or not given)
         if self.takes_positions and not counted:
             self._check_positions(flat[2])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from qpass import ops
 from qpass.graph.program import Program
 from qpass.lowering import Target
-from qpass.lowering.cpu import integer, integer_sums, kernels
+from qpass.lowering.cpu import integer, integer_sums, kernels, kernels_integer
 from qpass.numerics.integer.dyadic import fit_one, vector
 from qpass.numerics.integer.exp2 import TABLE
 from qpass.numerics.integer.linear import room
@@ -133,9 +133,10 @@ def test_linear_at_its_largest_sums(width: int, symmetric: bool) -> None:
     zero = None if symmetric else torch.tensor([[127], [-128]] * 5, dtype=torch.int32)
     m, k = torch.full((10, 1), 32767, dtype=torch.int32), torch.full((10, 1), 20, dtype=torch.int32)
     up = room(width, 127 if symmetric else 255)
-    args = (rows, zero, m, k, weight, *vector(torch.full((4,), 0.9, dtype=torch.float64)), None if symmetric else total,
-            None, None, up)  # fmt: skip
-    same("integer_linear", *args, packed=kernels.pack_int8_weight(weight), sums=total)
+    scale = vector(torch.full((4,), 0.9, dtype=torch.float64))
+    args = (rows, zero, m, k, weight, *scale, None if symmetric else total, None, None, up)
+    table = kernels_integer.pack_table(kernels.BLOCK, *scale, total)
+    same("integer_linear", *args, packed=kernels.pack_int8_weight(weight), table=table)
 
 
 def cache(length: int, width: int, code: int) -> Tensor:

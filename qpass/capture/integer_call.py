@@ -62,7 +62,8 @@ class IntegerCall(CausalLMCall):
     def _check_ids(self, ids: Tensor) -> None:
         if not _within(ids, 0, self.vocabulary - 1):
             low, high, last = int(ids.min()), int(ids.max()), self.vocabulary - 1
-            raise InputError(f"`input_ids` from {low} to {high}, where the model has tokens 0 to {last}", fix="pass ids of this model's own tokenizer")
+            raise InputError(f"`input_ids` from {low} to {high}, where the model has tokens 0 to {last}",
+                             fix="pass ids of this model's own tokenizer")  # fmt: skip
 
     def _check_kept(self, rows: Tensor, seq: int) -> None:
         if not _within(rows, -seq, max(seq, 1) - 1):

@@ -15,7 +15,8 @@ from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.ranges.arithmetic import rule_of
-from qpass.ranges.engine import Beyond, Engine, Seen, Wraps
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Beyond, Seen, Wraps
 from qpass.ranges.value import Value, of
 
 SEQ, LEAST = 3, 4
@@ -91,9 +92,10 @@ def _count(node: fx.Node, extents: Extents) -> int | None:
     if name not in ("sum", "cumsum") or not isinstance(node.args[0], fx.Node):
         return None
     shape = node.args[0].meta["val"].shape
-    dims = node.args[1] if len(node.args) > 1 else range(len(shape))
-    dims = [dims] if isinstance(dims, int) else dims
-    return math.prod(max(1, extents.of(shape[dim]).hi) for dim in dims)  # type: ignore[union-attr, index, arg-type]
+    given: Any = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims: list[int] = [given] if isinstance(given, int) else list(given)
+    ends: list[int] = [extents.of(shape[dim]).hi for dim in dims]
+    return math.prod(max(end, 1) for end in ends)
 
 
 def _beyond(program: Program, node: fx.Node, error: Beyond) -> str:

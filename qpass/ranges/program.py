@@ -15,7 +15,7 @@ from torch import fx
 from qpass import ops
 from qpass.errors import UnsupportedError, VerifyError
 from qpass.graph.program import Program
-from qpass.ranges.engine import Engine, Seen, Site
+from qpass.ranges.engine import Engine
 from qpass.ranges.lookups import check_lookups, table_context
 from qpass.ranges.nodes import (
     LEAST,
@@ -30,6 +30,7 @@ from qpass.ranges.nodes import (
     table_meta,
 )
 from qpass.ranges.report import Line, Ranges
+from qpass.ranges.site import Seen, Site
 from qpass.ranges.value import Value, hull, of, of_tensor
 
 MOST_CONTEXT = 1 << 40

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import sympy as sp
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from qpass import ops
+from qpass.graph.program import Program
+from qpass.lowering import Target
 from qpass.lowering.cpu import integer, integer_sums, kernels
 from qpass.numerics.integer.dyadic import fit_one, vector
 from qpass.numerics.integer.exp2 import TABLE
 from qpass.numerics.integer.linear import room
 from qpass.numerics.integer.norm import WIDEST
+from qpass.passes.kernel_sums import kernel_sums
+from qpass.passes.lower import Takers
+from qpass.passes.plan import provider_refuses
 
 needs_kernels = pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
 K, T, N, D = sp.symbols("K T n D", integer=True, positive=True)
@@ -71,6 +79,41 @@ def test_every_kernel_that_sums_says_so() -> None:
     known = {name for name, provider in integer.PROVIDERS.items() if provider.accumulators is not None}
     assert known == {"integer_linear", "integer_attention", "integer_rms_norm", "integer_layer_norm",
                      "integer_activation", "integer_gated"}  # fmt: skip
+
+
+def attending(width: int) -> fx.Node:
+    """A node that asks for attention, with types only."""
+    graph, args = fx.Graph(), []
+    for number, arg in enumerate(attention_args(width)):
+        if isinstance(arg, Tensor):
+            arg, value = graph.placeholder(f"input{number}"), arg
+            arg.meta["val"] = value
+        args.append(arg)
+    return graph.call_function(ops.integer_attention, tuple(args))
+
+
+def test_a_kernel_that_does_not_fit_leaves_the_node_to_the_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: None)
+    provider, node = integer.PROVIDERS["integer_attention"], attending(64)
+    assert provider_refuses(provider, node, 1048560) is None
+    reason = "the sum of numerators in a lane can reach 2147483648 in 1048576 tokens, beyond 32 bits"
+    assert provider_refuses(provider, node, 1 << 20) == reason
+    assert provider_refuses(provider, attending(262), 64) is not None
+    for context, taken in ((64, provider), (1 << 20, None)):
+        assert Takers(integer.PROVIDERS, context).of(node) is taken
+
+
+def test_sums_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: None)
+    node = attending(64)
+    node.meta["name"] = "attention.whole"
+    program = Program(node.graph, {}, "INTEGER", call=SimpleNamespace(context=100))
+    target = Target("here", (), lambda program: torch.nn.Module(), providers=integer.PROVIDERS)
+    text = str(kernel_sums(program, target))
+    assert text.startswith("sums of the kernels of target here\n")
+    low = next(line.split() for line in text.splitlines() if "low bytes" in line)
+    assert low[-5:] == ["attention.whole", str(100 * 255 * 127), "23", "of", "32"]
+    assert "no kernel has sums" in str(kernel_sums(replace(program, graph=fx.Graph()), target))
 
 
 def same(name: str, *args: object, **packed: Tensor) -> None:

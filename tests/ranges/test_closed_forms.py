@@ -7,7 +7,8 @@ import sympy as sp
 import torch
 
 from qpass.numerics.integer import attention, linear, norm, sampler
-from qpass.ranges.engine import Engine, Wraps
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Wraps
 from qpass.ranges.value import Value, of, of_tensor
 
 K, T, B = sp.symbols("K T B", integer=True, positive=True)

@@ -17,7 +17,8 @@ from qpass.graph.program import copy_graph
 from qpass.passes.integerise import integerise
 from qpass.pipeline import Trace
 from qpass.ranges import greatest_context, integer_ranges, table_context
-from qpass.ranges.engine import Beyond, Engine
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Beyond
 from qpass.ranges.value import of, of_tensor
 from tests.passes.test_integer_families import FAMILIES, model
 

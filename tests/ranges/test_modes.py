@@ -83,7 +83,7 @@ def test_whole_models_in_every_mode(what: str) -> None:
     name, changes, _ = FAMILIES[what]
     gelu = name == "Gemma"
     recipe = {"preset": "int-only-w8a8", "methods": [{"fsbr": {"rate": 0.05}}] if gelu else [],
-              "learning": {"steps": 2, "progress": False}, "integer": {"mode": "paper", "context": 32}}  # fmt: skip
+              "learning": {"steps": 4, "progress": False}, "integer": {"mode": "paper", "context": 32}}  # fmt: skip
     batches = [torch.randint(2, 96, (2, 12)) for _ in range(2)]
     trace = qpass.trace(model(name, changes), recipe, target="reference", calibration=batches, until="INTEGER")
     kinds = {node.args[4] for node in trace["INTEGER"].nodes(ops.integer_gated)}

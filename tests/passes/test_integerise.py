@@ -274,7 +274,7 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
 
 
 def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
-    with pytest.raises(InputError, match="`input_ids` holds -1, below 0"):
+    with pytest.raises(InputError, match="`input_ids` from -1 to 5, where the model has"):
         made[2](torch.tensor([[5, -1]]))
 
 

@@ -274,7 +274,7 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
 
 
 def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
-    with pytest.raises(InputError, match="`input_ids` holds -1, below 0"):
+    with pytest.raises(InputError, match="`input_ids` from -1 to 5, where the model has"):
         made[2](torch.tensor([[5, -1]]))
 
 
@@ -304,6 +304,18 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 def test_ops_without_an_integer_form_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         qpass.trace(model(**changes), RECIPE, target="reference", until="INTEGER")
+
+
+def test_angles_that_depend_on_other_positions_have_no_table() -> None:
+    float_model = model()
+    plain = float_model.model.rotary_emb.forward
+
+    def by_the_last(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(each / (1 + position_ids.amax(-1)[:, None, None]) for each in plain(x, position_ids))
+
+    float_model.model.rotary_emb.forward = by_the_last
+    with pytest.raises(UnsupportedError, match="a rotary embedding whose rows depend on each other"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
 
 
 def test_a_weight_that_is_not_finite_is_named(made: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,19 @@ def _call(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: Tenso
         return ops.weight_only_linear(inputs[0], *parts, bias, str(case.scheme.weight))
     formats = str(case.scheme.input), str(case.scheme.weight)
     return ops.linear(*inputs, *parts, bias, *formats, case.dtype)
+
+
+def stacked(parts: Mapping[str, Derived], experts: int) -> dict[str, Derived]:
+    """What a kernel packs for one expert, for all of them: their rows lie one after another in every source."""
+    return {
+        key: Derived(part.sources, functools.partial(_stack, experts=experts, pack=part.fn),
+                     torch.empty((experts, *part.like.shape), dtype=part.like.dtype, device="meta"))
+        for key, part in parts.items()
+    }  # fmt: skip
+
+
+def _stack(*rows: Tensor, experts: int, pack: Callable[..., Tensor]) -> Tensor:
+    return torch.stack([pack(*parts) for parts in zip(*(part.chunk(experts) for part in rows))])
 
 
 def _prepare_experts(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:

@@ -91,7 +91,7 @@ def _targets() -> Iterator[str]:
         except (ImportError, QPassError) as error:
             yield f"    not available: {error}"
             continue
-        for kernel in target.kernels:
+        for kernel in (*target.kernels, *target.grouped):
             yield f"    {kernel.name:<36} {_takes(kernel)}"
 
 

@@ -14,30 +14,14 @@ from torch import Tensor
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel
 from qpass.lowering.cpu import kernels, linears
-from qpass.lowering.reference import DEQUANTIZE_EXPERTS
-
-
-def _stacked(experts: int, pack: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``pack`` for each of the experts, whose rows lie one after another."""
-    return functools.partial(_stack, experts=experts, pack=pack)
-
-
-def _stack(rows: Tensor, *, experts: int, pack: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([pack(part) for part in rows.chunk(experts)])
+from qpass.lowering.reference import DEQUANTIZE_EXPERTS, stacked
 
 
 def _prepare(
     names: Mapping[str, str], program: Program, case: Case, *, one: Callable[..., dict[str, Derived]]
 ) -> dict[str, Derived]:
     """What ``one`` packs for a linear, for each expert."""
-    return {
-        key: Derived(part.sources, _stacked(case.experts, part.fn), _shape(part.like, case.experts))
-        for key, part in one(names, program, case).items()
-    }
-
-
-def _shape(like: Tensor, experts: int) -> Tensor:
-    return torch.empty((experts, *like.shape), dtype=like.dtype, device="meta")
+    return stacked(one(names, program, case), case.experts)
 
 
 def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:

@@ -47,6 +47,11 @@ class Choice:
     experts: int = 0
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """``shape``, behind the number of experts if it has some."""
+        return (self.experts, *self.shape) if self.experts else self.shape
+
+    @property
     def bytes_after(self) -> int:
         """Bytes of the weight, its scales, zero points and branch, without padding."""
         if self.scheme is None:
@@ -390,8 +395,7 @@ def _kib(count: int) -> str:
 
 
 def _shape(choice: Choice) -> str:
-    sizes = (choice.experts, *choice.shape) if choice.experts else choice.shape
-    return "x".join(str(size) for size in sizes)
+    return "x".join(str(size) for size in choice.sizes)
 
 
 _LAYER = re.compile(r"\.(\d+)\.")

@@ -2,11 +2,9 @@
 
 before   %y = _grouped_mm(%x, transpose(w, -2, -1), %offsets)           rows are sorted by expert
 before   %y = squeeze(bmm(index(w, [%ids]), unsqueeze(%x, -1)), -1)     each row fetches the weight of its expert
-before   %y = bmm(%x, transpose(w, -2, -1))                             every expert has the same number of rows
 after    %y = qpass.grouped_linear(%x, w, %offsets)
 
-In the second, rows are sorted by expert first and put back behind. Weights stored as [E, K, N] are read as transposed
-views. Exact but for the order of the sums of a row.
+In the second, rows are sorted by expert first and put back behind. Exact but for the order of the sums of a row.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qpass import ops
-from qpass.graph.program import Change, Param, Program, copy_graph
+from qpass.graph.program import Change, Program, copy_graph
 from qpass.graph.rewrite import infer
 from qpass.graph.values import assign_names, op_name
 
@@ -26,7 +24,7 @@ aten = torch.ops.aten
 
 
 def raise_experts(program: Program) -> Program:
-    """Apply the three spellings wherever the weight is a parameter of the model."""
+    """Apply both spellings wherever the weight is a parameter of the model."""
     if not any(_is_stack(node) for node in program.graph.nodes):
         return program
     graph, _ = copy_graph(program.graph)
@@ -37,7 +35,7 @@ def raise_experts(program: Program) -> Program:
             spelling(state, node)
     graph.eliminate_dead_code()
     assign_names(graph)
-    return program.with_graph(graph, params=state.params, log=(*program.log, *state.log))
+    return program.with_graph(graph, log=(*program.log, *state.log))
 
 
 def _is_stack(node: Any) -> bool:
@@ -49,7 +47,6 @@ class _State:
 
     def __init__(self, program: Program, graph: fx.Graph) -> None:
         self.graph, self.weights = graph, program.weights
-        self.params: dict[str, Param] = dict(program.params)
         self.log: list[Change] = []
         self.sorts: dict[fx.Node, tuple[fx.Node, fx.Node, fx.Node]] = {}
 
@@ -58,20 +55,8 @@ class _State:
         return node if _is_stack(node) and node.target in self.weights else None
 
     def columns_first(self, node: Any) -> fx.Node | None:
-        """The weight [E, N, K] that ``node`` is the transposed view [E, K, N] of; one that is stored so is turned."""
-        if isinstance(node, fx.Node) and _is_transposed(node):
-            return self.stack(node.args[0])
-        weight = self.stack(node)
-        return self._turned(weight) if weight is not None else None
-
-    def _turned(self, weight: fx.Node) -> fx.Node | None:
-        name = str(weight.target)
-        readers = [node for node in self.graph.nodes if node.op == "get_attr" and node.target == name]
-        value = self.params[name]
-        if len(readers) > 1 or len(weight.users) > 1 or not isinstance(value, Tensor):
-            return None
-        self.params[name], weight.meta["val"] = value.transpose(1, 2), weight.meta["val"].transpose(1, 2)
-        return weight
+        """The weight [E, N, K] that ``node`` is the transposed view [E, K, N] of, as ``normalise`` leaves it."""
+        return self.stack(node.args[0]) if isinstance(node, fx.Node) and _is_transposed(node) else None
 
     def call(self, before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A typed call before ``before``."""
@@ -119,14 +104,11 @@ def _sorted_rows(state: _State, node: fx.Node) -> None:
 
 
 def _batched(state: _State, node: fx.Node) -> None:
-    """A batch of products: of one row each with the weight it fetches, or of many rows with the stack itself."""
+    """A batch of products of one row each, with the weight that it fetches."""
     one, two = node.args[:2]
-    for at, (weight, x) in enumerate(((one, two), (two, one))):
-        if isinstance(weight, fx.Node) and weight.target is aten.index.Tensor:
-            return _fetched(state, node, weight, x, last=at == 0)
-    weight = state.columns_first(two) if one.meta["val"].dim() == 3 else None  # type: ignore[union-attr]
-    if weight is not None:
-        _stacked(state, node, one, weight)
+    for fetched, x, last in ((one, two, True), (two, one, False)):
+        if isinstance(fetched, fx.Node) and fetched.target is aten.index.Tensor:
+            return _fetched(state, node, fetched, x, last=last)
     return None
 
 
@@ -148,23 +130,6 @@ def _fetched(state: _State, node: fx.Node, fetched: fx.Node, x: Any, *, last: bo
     name = result.meta["name"] = f"{node.meta['name']}.sorted"
     result = state.call(node, aten.index.Tensor, result, [back])
     state.replace(node, state.call(node, aten.unsqueeze.default, result, single), f"rows sorted by expert for %{name}")
-
-
-def _stacked(state: _State, node: fx.Node, x: Any, weight: fx.Node) -> None:
-    """``bmm(x [E, T, K], w [E, K, N])``."""
-    experts, rows_out, width = weight.meta["val"].shape
-    if x.meta["val"].shape[0] != experts:
-        return
-    count = state.call(node, aten.sym_size.int, x, 1) if not isinstance(x.meta["val"].shape[1], int) else (
-        x.meta["val"].shape[1])  # fmt: skip
-    numbers = state.call(node, aten.arange.start, 1, experts + 1, dtype=torch.int32, device=x.meta["val"].device)
-    ends = state.call(node, aten.mul.Tensor, numbers, count)
-    rows = state.call(node, aten.reshape.default, x, [-1, width])
-    result = state.call(node, ops.grouped_linear, rows, weight, ends)
-    result.meta["name"] = f"{node.meta['name']}.rows"
-    made = state.call(node, aten.reshape.default, result, [experts, -1, rows_out])
-    made.meta["val"] = node.meta["val"]
-    state.replace(node, made, "all experts have the same number of rows")
 
 
 _SPELLINGS = {

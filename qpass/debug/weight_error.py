@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qpass.formats import Format
@@ -13,7 +14,6 @@ from qpass.numerics import codec
 from qpass.numerics.low_rank import DOWN, UP
 from qpass.numerics.scales import Scales
 from qpass.passes.plan import Choice, choice_of
-
 
 
 @dataclass(frozen=True)

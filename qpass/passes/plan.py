@@ -66,7 +66,7 @@ class Choice:
 
 
 def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
-    """The program with a ``Choice`` on every linear and linear of experts, and an ``AttentionChoice`` on every attention.
+    """The program with a ``Choice`` on every linear, experts' too, and an ``AttentionChoice`` on every attention.
 
     Raises:
         RecipeError: a line that matches nothing; groups wider than a weight (all offenders are listed).

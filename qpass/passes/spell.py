@@ -71,8 +71,9 @@ def spell_weight(build: Builder, weight: fx.Node, fmt: Format, params: Mapping[s
     """The dequantized weight, from its parts ``codes``, ``scale``, ``zero`` and ``outer``; of experts a view of it."""
     name, value = str(weight.target), weight.meta["val"]
     if value.dim() > 2:
-        flat = _spell_rows(build, name, build.type((math.prod(value.shape[:-1]), value.shape[-1]), value.dtype), fmt, params)
-        return build.call(aten.reshape.default, flat, list(value.shape), val=build.type(value.shape, value.dtype))
+        rows = build.type((math.prod(value.shape[:-1]), value.shape[-1]), value.dtype)
+        whole = _spell_rows(build, name, rows, fmt, params)
+        return build.call(aten.reshape.default, whole, list(value.shape), val=build.type(value.shape, value.dtype))
     return _spell_rows(build, name, value, fmt, params)
 
 

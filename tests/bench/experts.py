@@ -2,8 +2,8 @@
 
     python -m tests.bench.experts [--threads 1] [--tokens 1 8 512]
 
-The block is Mixtral's, with 8 experts of 1024 x 1792 and two a token, in bfloat16, with random weights. Milliseconds are
-the median of runs that take turns.
+The block is Mixtral's, with 8 experts of 1024 x 1792 and two a token, in bfloat16, with random weights. Printed are
+milliseconds: the median of runs that take turns.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def main() -> None:
     seq = torch.export.Dim("seq", min=1, max=4096)
     for recipe in RECIPES:
         lines = {"gate.weight": "keep", "*": recipe}
-        calls[f"qpass {recipe}"] = qpass.compile(block("grouped_mm"), {"linears": lines}, (x,), dynamic_shapes=({1: seq},))
+        given = {"linears": lines}, (x,)
+        calls[f"qpass {recipe}"] = qpass.compile(block("grouped_mm"), *given, dynamic_shapes=({1: seq},))
     print("tokens  " + "  ".join(calls))
     for tokens in options.tokens:
         times = milliseconds(calls, torch.randn(1, tokens, 1024).bfloat16())

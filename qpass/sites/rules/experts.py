@@ -12,7 +12,6 @@ from qpass.sites.rule import rule
 from qpass.sites.rules.contraction import input_name, plain, shape_of
 from qpass.sites.walk import Walk
 
-
 LINEAR = "(s*w/t)*(t*x) = s*(w*x)"
 
 

@@ -102,7 +102,8 @@ def test_w4a16(counts: tuple[int, ...], tail: int, text: str, near: int) -> None
 
 @pytest.mark.parametrize(("counts", "tail"), COUNTS, ids=str)
 @pytest.mark.parametrize(("text", "inputs_format"), [
-    ("int4:g128:asym", "int8:token:asym"), ("int4:g32:asym", "int8:token:sym"), ("int4:channel:asym", "int8:token:asym"),
+    ("int4:g128:asym", "int8:token:asym"), ("int4:g32:asym", "int8:token:sym"),
+    ("int4:channel:asym", "int8:token:asym"),
 ])  # fmt: skip
 def test_w4a8_int8(counts: tuple[int, ...], tail: int, text: str, inputs_format: str) -> None:
     found, fmt = stack(len(counts), text)

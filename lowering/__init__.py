@@ -89,6 +89,7 @@ class Join:
         op: takes the producer's arguments, then the rest of the consumer's; gives what the consumer gives.
         reads: which arguments of the consumer are the producer's results, in order; one result is no tuple.
         keeps: it gives the producer's results first, so that others may read them.
+        through: an op and its literals that stands between each result and the consumer; empty for none.
     """
 
     producer: str
@@ -96,6 +97,22 @@ class Join:
     op: str
     reads: tuple[int, ...] = (0, 1)
     keeps: bool = False
+    through: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Calls of one operator of a target that read the same, and the operator that makes them in one call.
+
+    Attributes:
+        one: a name under ``torch.ops``.
+        op: takes the first ``shared`` arguments, and of each of the others a list; gives all results, in turn.
+        shared: how many first arguments have to be the same.
+    """
+
+    one: str
+    op: str
+    shared: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +144,7 @@ class Target:
     ``check`` raises UnsupportedError where this machine cannot compile for it, before any work is done.
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
-    ``joins`` are applied to what the providers call, in their order.
+    ``joins`` are applied to what the providers call, in their order; a function changes the graph that it is given.
     ``grouped``: the kernels of linears of many experts.
     """
 
@@ -137,7 +154,7 @@ class Target:
     device: str = "cpu"
     providers: Mapping[str, Provider] = field(default_factory=dict)
     regions: bool = False
-    joins: tuple[Join, ...] = ()
+    joins: tuple[Join | Siblings | Callable[[torch.fx.Graph], None], ...] = ()
     check: Callable[[], object] = lambda: None
     grouped: tuple[Kernel, ...] = ()
 

@@ -242,13 +242,14 @@ class Head {
     top = all(_mm512_reduce_max_epi32(top));
     const Exp2 exp2(a_.table);
     const ToQ15 to_q(row.c_exponent - 30);
-    const __m512i c = all(row.c_mantissa);
+    const bool one = row.c_mantissa == 1 << 15;  // of 16 bits, by rounding: a factor of 1
+    const Factor c(all(one ? 0 : row.c_mantissa));
     const __m512i clip = all(a_.clip > 0 ? a_.clip : INT32_MAX), zero = _mm512_setzero_si512();
     __m512i total = zero, sum = zero;
     for (int64_t block = span.first; block < span.last; ++block) {
       __mmask16 some = kept[block];
       const __m512i distance = _mm512_maskz_sub_epi32(some, top, _mm512_load_si512(scores + block * 16));
-      const __m512i z = to_q(mul_shift(distance, c));
+      const __m512i z = to_q(one ? distance : c(distance));
       some &= _mm512_cmplt_epi32_mask(z, clip);
       const __m512i e = _mm512_maskz_mov_epi32(some, exp2(z));
       const __m512i wide = _mm512_mullo_epi32(e, _mm512_load_si512(vm_ + block * 16));

@@ -37,19 +37,31 @@ class IntegerCall(CausalLMCall):
         if length > self.context:
             what = f"{length} tokens, past and new, where the integer-only program has tables for {self.context}"
             raise InputError(what, fix=f'compile with {{"integer": {{"context": {length}}}}} in the recipe')
-        if not bool(((flat[1] == 0) | (flat[1] == 1)).all()):  # the proof of the ranges rests on it
+        given = arguments.get("attention_mask") is not None  # what was made here needs no look at each step
+        if given and not _within(flat[1], 0, 1):  # the proof of the ranges rests on it
             what = "`attention_mask` holds other numbers than 0 and 1"
             raise InputError(what, fix="pass 1 for tokens and 0 for padding")
-        if self.takes_positions and int(flat[2].min()) < 0:
-            raise InputError("`position_ids` below 0", fix="pass positions from 0 on")
-        if self.takes_positions and int(flat[2].max()) >= self.context:
-            what = f"`position_ids` up to {int(flat[2].max())}, where there are tables for {self.context}"
-            raise InputError(what, fix="pass positions below the recipe's context")
+        counted = arguments.get("position_ids") is None and (self.positions == "arange" or not given)
+        if self.takes_positions and not counted:
+            self._check_positions(flat[2])
         return flat
+
+    def _check_positions(self, positions: Tensor) -> None:
+        if _within(positions, 0, self.context - 1):
+            return
+        if int(positions.min()) < 0:
+            raise InputError("`position_ids` below 0", fix="pass positions from 0 on")
+        what = f"`position_ids` up to {int(positions.max())}, where there are tables for {self.context}"
+        raise InputError(what, fix="pass positions below the recipe's context")
 
     def results(self, outputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
         """Logits in float32, and the cache."""
         return as_float(outputs[0], outputs[1]), list(outputs[2:])
+
+
+def _within(values: Tensor, low: int, high: int) -> bool:
+    least, most = torch.aminmax(values)
+    return int(least) >= low and int(most) <= high
 
 
 def as_float(logits: Tensor, exponent: Tensor) -> Tensor:
@@ -64,8 +76,9 @@ def integer_call(call: CallConvention, context: int, extra: int) -> IntegerCall:
         UnsupportedError: another kind of model.
     """
     if not isinstance(call, CausalLMCall):
-        what = f"An integer-only program of a {call.kind.replace('_', ' ')}"
-        raise UnsupportedError(what, fix="integer-only recipes are for causal language models")
+        kind = str(getattr(call, "kind", "graph of torch.compile")).replace("_", " ")
+        raise UnsupportedError(f"An integer-only program of a {kind}",
+                               fix="integer-only recipes are for causal language models, by qpass.compile")  # fmt: skip
     names = {spec.name for spec in call.kv}
     inputs = tuple(_cached(spec, extra) if spec.name in names else spec for spec in call.inputs)
     kv = tuple(KVSpec(spec.name, spec.heads, spec.head_dim + extra, torch.int8) for spec in call.kv)

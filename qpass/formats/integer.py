@@ -40,7 +40,7 @@ class Integer:
             raise _bad("mode", self.mode, f"use one of {', '.join(MODES)}")
         if not _whole(self.attention) or not 2 <= self.attention <= 8:
             raise _bad("attention", self.attention, "use 2 to 8 bits")
-        if self.embedding not in (8, 16):
+        if self.embedding not in (8, 16) or not _whole(self.embedding):
             raise _bad("embedding", self.embedding, "use 8 or 16 bits")
         if not _whole(self.context) or not 1 <= self.context <= 1 << 20:
             raise _bad("context", self.context, "use 1 to 1048576 positions")

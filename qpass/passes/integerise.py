@@ -34,6 +34,7 @@ def integerise(program: Program, options: Integer) -> Program:
         UnsupportedError: an op, a format or a call that has no integer form.
         NumericsError: NaN or Inf in a weight.
     """
+    call = integer_call(program.call, options.context, EXTRA) if program.call is not None else None
     state = State(program, options)
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -50,7 +51,6 @@ def integerise(program: Program, options: Integer) -> Program:
             state.values[node] = other(state, node)
     state.graph.eliminate_dead_code()
     assign_names(state.graph)
-    call = integer_call(program.call, options.context, EXTRA) if program.call is not None else None
     return program.with_graph(
         state.graph, params=state.params, history=state.history, stage="INTEGER", call=call
     )

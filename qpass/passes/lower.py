@@ -16,7 +16,7 @@ from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Join, Kernel, Provider, Region
+from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.join import join
 from qpass.passes.plan import case_of, choice_of, provider_refuses
@@ -25,7 +25,7 @@ from qpass.passes.spell import Builder, spell_input
 
 def lower(
     program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False,
-    joins: Sequence[Join] = (),
+    joins: Sequence[Any] = (),
 ) -> Program:  # fmt: skip
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
@@ -106,6 +108,12 @@ def test_the_guard_sees_floats_and_a_run_has_none(made: Any) -> None:
     ids = torch.randint(2, 96, (2, 6))
     with qpass.integer_guard(compiled):
         compiled(ids)
+    with qpass.integer_guard(compiled):
+        outer = compiled._qpass_runner.forward
+        with qpass.integer_guard(compiled):
+            compiled(ids)
+        assert compiled._qpass_runner.forward is outer, "still watched behind the inner block"
+    assert "forward" not in vars(compiled._qpass_runner)
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
         torch.ones(2, dtype=torch.int32) / 2
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
@@ -200,8 +208,24 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
         run(ids, do_sample=False, seed=1)
     with pytest.raises(UnsupportedError, match="sampling with num_beams above 1"):
         run(ids, num_beams=2)
-    with pytest.raises(InputError, match="temperature is -1"):
-        run(ids, temperature=-1)
+    config = transformers.GenerationConfig(**{**options, "eos_token_id": 999})  # None would be that of the model
+    assert torch.equal(compiled.generate(ids, config, attention_mask=torch.ones_like(ids), seed=5), whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1"), ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": 2.5}, "top_k 2.5"), ({"seed": 1.5}, "seed 1.5"),
+        ({"seed": "one"}, "seed 'one'"), ({"seed": -1}, "seed -1"), ({"min_p": 0.9}, "sampling with min_p 0.9"),
+        ({"typical_p": 0.5}, "typical_p 0.5"), ({"epsilon_cutoff": 0.1}, "epsilon_cutoff"),
+        ({"generation_config": transformers.GenerationConfig(do_sample=True, top_h=0.1)}, "top_h 0.1"),
+    ],
+)  # fmt: skip
+def test_what_the_sampler_cannot_do_is_refused(made: Any, more: dict[str, Any], message: str) -> None:
+    given = {"do_sample": True, **more}
+    with pytest.raises((InputError, UnsupportedError), match=message):
+        made[2].generate(torch.ones(1, 2, dtype=torch.int64), max_new_tokens=1, **given)
 
 
 CHILD = """
@@ -249,6 +273,11 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
 
 
+def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
+    with pytest.raises(InputError, match="`input_ids` holds -1, below 0"):
+        made[2](torch.tensor([[5, -1]]))
+
+
 @pytest.mark.parametrize(
     ("linears", "message"),
     [
@@ -273,6 +302,15 @@ def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
         qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
 
 
+def test_other_models_are_refused_for_what_they_are() -> None:
+    linear = torch.nn.Linear(8, 8).eval()
+    with pytest.raises(UnsupportedError, match="An integer-only program of a module"):
+        qpass.trace(linear, RECIPE, args=(torch.ones(2, 8),), target="reference")
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="An integer-only program of a graph of torch"):
+        torch.compile(linear, backend="qpass", options={"recipe": RECIPE, "target": "reference"})(torch.ones(2, 8))
+
+
 @pytest.mark.parametrize("word", ["int-only-w8a8", "int-only-w4a8", "int-only-w6a6", "int-only-w4a4"])
 def test_recipes_are_plain_data(word: str) -> None:
     recipe = Recipe.parse(word)
@@ -292,6 +330,7 @@ def test_recipes_are_plain_data(word: str) -> None:
         ("yes", "no set of options"),
         ({"attention": 9}, "attention is 9"),
         ({"embedding": 4}, "embedding is 4"),
+        ({"embedding": 16.0}, "embedding is 16.0"),
         ({"clip": -1}, "clip is -1"),
         ({"context": 0}, "context is 0"),
     ],

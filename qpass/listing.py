@@ -57,7 +57,7 @@ def _short(names: list[str]) -> str:
 def _ops() -> Iterator[str]:
     yield "\nops: the dialect"
     for name, op in sorted(ops.REGISTRY.items()):
-        yield f"  {name:<20} {_plain(op.doc)}"
+        yield f"  {name:<26} {_plain(op.doc)}"
 
 
 def _schemes() -> Iterator[str]:

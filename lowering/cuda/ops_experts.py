@@ -18,15 +18,16 @@ from qpass.lowering.cuda.ops import _assembly, _on_cpu, _warp_groups, _words
 from qpass.lowering.triton.experts import grouped_eight_bit_kernel, grouped_w4a8_int8_kernel, grouped_w4a16_kernel
 from qpass.lowering.triton.layout import Layout, padded_rows
 
+_ONE_EXPERT = {tiles.FEW: tiles.FEW, tiles.SOME: tiles.FEW, tiles.DENSE: tiles.SOME, None: None}
+"""For all rows of a bucket, the bucket that the rows of one expert are taken to be in. Any tile is right."""
+
 
 class _Run:
     """Sizes, tile and grid of one call."""
 
     def __init__(self, x: Tensor, offsets: Tensor, out_features: int, block: int, table: Any) -> None:
         self.m, self.k, self.n, self.experts = x.shape[0], x.shape[1], out_features, offsets.shape[0]
-        bucket = tiles.current(self.m)
-        self.tile = tiles.tile(table, tiles.FEW if bucket in (tiles.FEW, tiles.SOME) else bucket,
-                               warp_groups=_warp_groups(x))  # fmt: skip
+        self.tile = tiles.tile(table, _ONE_EXPERT[tiles.current(self.m)], warp_groups=_warp_groups(x))
         # an expert without rows has no tile; each other has at most one that is not full
         self.tiles_m = self.m // self.tile.bm + self.experts + 1
         self.grid = (-(-out_features // self.tile.bn) * self.tiles_m,)

@@ -21,6 +21,7 @@ from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
 from qpass.passes.plan_attention import scheme_of as attention_scheme
+from qpass.passes.plan_experts import unfit
 from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
@@ -140,7 +141,7 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if line.wide and _chooses(node):
         return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
     scheme = line.scheme
-    if choice.experts and (reason := _unfit(scheme, choice, recipe)):
+    if choice.experts and (reason := unfit(scheme, choice.shape[0], recipe)):
         return replace(choice, reason=reason)
     for method in recipe.methods:
         amends = isinstance(method, Amends) and not choice.experts
@@ -150,23 +151,7 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
         return replace(choice, reason=INTEGER)
     kernel, refusals = target.pick(case_of(choice, node.meta["val"].dtype))
     branch = _branch(choice, target, node.meta["val"].dtype)
-    return replace(choice, kernel=kernel, notes=(*_notes(choice), *refusals), branch=branch)
-
-
-def _unfit(scheme: Scheme, choice: Choice, recipe: Recipe) -> str | None:
-    """Why experts cannot have a scheme; None if they can."""
-    fmt = scheme.weight
-    if recipe.integer is not None:
-        return "no integer op has many experts"
-    if fmt.rank:
-        return f"{fmt} has a low-rank branch, which experts cannot have"
-    if fmt.granularity == "tensor" or fmt.scale_kind.outer == "tensor":
-        return f"{fmt} has one scale for all experts"
-    if fmt.rows and choice.shape[0] % fmt.rows:
-        return f"a block of {fmt.rows} rows would be of two experts, which have {choice.shape[0]} rows each"
-    if scheme.input is not None and scheme.input.static:
-        return "calibration does not see the inputs of experts: a static scale is not known"
-    return None
+    return replace(choice, kernel=kernel, notes=(*_notes(choice, recipe), *refusals), branch=branch)
 
 
 def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[Choice, ...]:
@@ -207,11 +192,13 @@ def case_of(choice: Choice, dtype: torch.dtype) -> Case:
     return Case(*choice.shape, Scheme(choice.scheme.weight.plain, choice.scheme.input), dtype, choice.experts)
 
 
-def _notes(choice: Choice) -> list[str]:
+def _notes(choice: Choice, recipe: Recipe) -> list[str]:
     assert choice.scheme is not None
     fmt, (rows, width) = choice.scheme.weight, choice.shape
     short = width % fmt.group if fmt.group else 0
     notes = [f"the last of {fmt.groups(width)} groups has {short} of {fmt.group} values"] if short else []
+    if choice.experts and recipe.methods:
+        notes.append("methods do not look at experts: rounded to nearest")
     if fmt.rows and rows % fmt.rows:
         notes.append(f"the last of {fmt.scale_rows(rows)} blocks has {rows % fmt.rows} of {fmt.rows} rows")
     return notes

@@ -51,12 +51,15 @@ def test_few_rows_on_sm_90(name: str, kinds: str, budget: float) -> None:
         assert found.per_weight(weights, kernel) <= budget
 
 
-@pytest.mark.parametrize("name", ["w4a16", "w4a8_int8", "int8"])
-def test_many_rows_on_sm_90(name: str) -> None:
-    kernel, _ = built(name, None)
+MORE = [("w4a16", 64), ("int8", 64), *((name, None) for name in ("w4a16", "w4a8_int8", "int8"))]
+
+
+@pytest.mark.parametrize(("name", "bucket"), MORE, ids=str)
+def test_more_rows_on_sm_90(name: str, bucket: int | None) -> None:
+    kernel, _ = built(name, bucket)
     found = properties(kernel)
     kinds = BF16 if name == "w4a16" else INT8
-    assert found.matrix == {WGMMA.format(n=128, k=16 if kinds == BF16 else 32, kinds=kinds)}
+    assert found.matrix == {WGMMA.format(n=bucket or 128, k=16 if kinds == BF16 else 32, kinds=kinds)}
     assert found.conversions == 0 and found.words[0] == found.words[1] and kernel.shared <= SHARED
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0)

@@ -25,12 +25,16 @@ if __name__ != "qpass.lowering":
 
 @dataclass(frozen=True)
 class Case:
-    """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side."""
+    """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side.
+
+    ``experts``: of a ``grouped_linear``, how many weights of that shape lie one after another; 0 for a linear.
+    """
 
     out_features: int
     in_features: int
     scheme: Scheme
     dtype: torch.dtype
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Kernel:
         refuses: a case -> None if the kernel takes it, else the reason in words; an empty one for a scheme of another
             kind, which is no news to anybody.
         prepare: (names of codes, scale, zero, outer; the program; the case) -> packed weights, by suffix.
-        call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
-            case; traced into the graph.
+        call: the computation. Called with the op's input tensors (for experts the offsets come last), the prepared
+            weights by suffix, the bias, and the case; traced into the graph.
         parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
     """
 
@@ -169,6 +173,7 @@ class Target:
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     ``joins`` are applied to what the providers call, in their order; a function changes the graph that it is given.
+    ``grouped``: the kernels of linears of many experts.
     """
 
     name: str
@@ -179,11 +184,12 @@ class Target:
     regions: bool = False
     joins: tuple[Join | Siblings | Callable[[torch.fx.Graph], None], ...] = ()
     check: Callable[[], object] = lambda: None
+    grouped: tuple[Kernel, ...] = ()
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""
         refusals: list[str] = []
-        for kernel in self.kernels:
+        for kernel in self.grouped if case.experts else self.kernels:
             reason = kernel.refuses(case)
             if reason is None:
                 return kernel, refusals

@@ -89,6 +89,12 @@ TORCH_LIBRARY(qpass_cpu, m) {
         "int group_size, ScalarType dtype) -> Tensor", tags);
   m.def("int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias, int out_features, "
         "ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int8_linear(Tensor x_codes, Tensor x_scale, Tensor x_zero, Tensor w_packed, Tensor w_scale, "
+        "Tensor w_sum, Tensor offsets, int out_features, ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int4_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor w_zero, Tensor offsets, "
+        "int out_features, int group_size, ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor offsets, int out_features, "
+        "ScalarType dtype) -> Tensor", tags);
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) -> Tensor", tags);
   define_integer(m, tags);
   m.def("set_isa(int level) -> int", set_isa);

@@ -7,3 +7,4 @@
 #include "ops_integer_rows.h"
 #include "ops_integer_linear.h"
 #include "ops_weight.h"
+#include "ops_experts.h"

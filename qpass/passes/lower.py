@@ -20,7 +20,7 @@ from qpass.graph.values import assign_names, op_name
 from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.join import join
-from qpass.passes.plan import case_of, context_of, provider_refuses
+from qpass.passes.plan import case_of, choice_of, context_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
@@ -40,10 +40,10 @@ def lower(
     templates: dict[Any, Template] = {}
     packed: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.target in (ops.linear, ops.weight_only_linear):
+        if node.target in _LINEARS:
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
-            history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
+            history.update({name: (f"packed for {choice_of(node).kernel.name}",) for name in added})
     takers = Takers(providers, context_of(program))
     if regions:
         _outline(graph, takers)
@@ -54,6 +54,12 @@ def lower(
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
+
+
+_LINEARS = {
+    ops.linear: 3, ops.weight_only_linear: 1, ops.quantized_grouped_linear: 3, ops.weight_only_grouped_linear: 1,
+}  # fmt: skip
+"""Ops that a kernel computes, and how many of their arguments are the input's."""
 
 
 def _inline_meanings(
@@ -216,10 +222,12 @@ def _kernel(
 
     ``made``: the packed weights that the graph reads already, by name; linears that share a weight share them.
     """
-    choice = node.meta["plan"]
+    choice = choice_of(node)
     kernel: Kernel = choice.kernel
-    count = 1 if node.target is ops.weight_only_linear else 3
+    count = _LINEARS[node.target]
     inputs, (*operands, bias) = node.args[:count], node.args[count : count + 5]
+    if choice.experts:
+        inputs, bias, count = (*inputs, bias), None, count + 1  # offsets are where a linear has its bias
     codes = operands[0]
     case = case_of(choice, node.meta["val"].dtype)
     parts = {key: part for key, part in zip(("codes", "scale", "zero", "outer"), operands) if part is not None}

@@ -46,6 +46,7 @@ class Kernel:
         call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
             case; traced into the graph.
         parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
+        merges: linears that read the same values are better as one, with their weights one above the other.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Kernel:
     prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
     call: Callable[..., Any]
     parts: tuple[str, ...] = ()
+    merges: bool = False
 
 
 @dataclass(frozen=True)

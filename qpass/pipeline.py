@@ -32,6 +32,7 @@ from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
 from qpass.passes.integerise import integerise
 from qpass.passes.lower import lower
+from qpass.passes.merge import merge
 from qpass.passes.plan import Plan, plan_program, provided, summarise
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
@@ -58,7 +59,12 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
     ]
     if recipe.integer is not None:
         return [*begin, ("INTEGER", partial(_integer, recipe.integer)), ("LOWERED", partial(_lower, target))]
-    return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", partial(lower, providers=target.providers))]
+    return [*begin, ("QUANTISED", quantise), ("FUSED", _fuse), ("LOWERED", partial(lower, providers=target.providers))]
+
+
+def _fuse(program: Program) -> Program:
+    """``fuse``, and linears that read the same values as one where their kernels are better for it."""
+    return merge(check(fuse(program)))
 
 
 def _integer(options: Integer, program: Program) -> Program:
@@ -120,7 +126,7 @@ def run(
             solved = summarise(program, recipe, target)
             saved = solved.bytes_after - solved.bytes_before
             trace.plan = replace(trace.plan, choices=solved.choices, methods=method_lines(program, recipe),
-                                 bytes_after=trace.plan.bytes_before + saved)  # fmt: skip
+                                 bytes_after=trace.plan.bytes_before + saved, merges=solved.merges)  # fmt: skip
         if stage == "INTEGER" and trace.plan is not None:
             trace.plan = replace(trace.plan, ops=provided(program, target))
         if progress:

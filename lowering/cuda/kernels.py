@@ -323,7 +323,7 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts)
+        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts, merges=True)
 
     near = capability.neighbors
     words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,19 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Packager:
+    """How a target writes a LOWERED program into a file, and runs it from there.
+
+    Attributes:
+        save: (program, path) -> the library that has the operators which the file calls; None if it calls none.
+        load: the file -> a function of flat tensors that gives a flat tuple.
+    """
+
+    save: Callable[[Program, Path], Path | None]
+    load: Callable[[Path], Callable[..., tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
@@ -126,6 +140,7 @@ class Target:
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     ``joins`` are applied to what the providers call, in their order.
+    ``packager``: where a program can be written into a file that runs without qpass.
     """
 
     name: str
@@ -136,6 +151,7 @@ class Target:
     regions: bool = False
     joins: tuple[Join, ...] = ()
     check: Callable[[], object] = lambda: None
+    packager: Packager | None = None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

@@ -212,6 +212,7 @@ def sites(
 def compile(
     model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
     target: str = "cpu", dynamic_shapes: Any = None, calibration: Iterable[Any] | None = None, progress: Any = None,
+    mode: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """A quantized copy of ``model`` that is called as the model is; the model itself is not changed.
 
@@ -228,6 +229,8 @@ def compile(
             dict of keywords, a tuple of arguments, or a tensor of token ids. An iterator that several methods need is
             held as a list.
         progress: called with the name of each stage reached.
+        mode: of ``torch.compile``, for ``cuda``: ``reduce-overhead`` and ``max-autotune`` record CUDA graphs of steps
+            of up to 64 rows, which pays where sizes come back.
 
     Returns:
         A module with the user's interface. ``.qpass_plan`` has the plan, ``.qpass_seconds`` the time of each step.
@@ -236,19 +239,21 @@ def compile(
         InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
         as it was.
     """
-    load_target(target).check()
+    load_target(target, mode).check()
     result = trace(
         model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, calibration=calibration,
         progress=progress,
     )  # fmt: skip
-    return build(model, result, target=target, progress=progress)
+    return build(model, result, target=target, progress=progress, mode=mode)
 
 
-def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any = None) -> nn.Module:
+def build(
+    model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any = None, mode: str | None = None
+) -> nn.Module:
     """The runnable module of a trace that has reached LOWERED; ``compile`` is ``trace``, then this."""
     lowered = result["LOWERED"]
     start = time.perf_counter()
-    runner = load_target(target).build(lowered)
+    runner = load_target(target, mode).build(lowered)
     result.seconds["build"] = time.perf_counter() - start
     if progress:
         progress("built")
@@ -257,14 +262,19 @@ def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any
     return compiled
 
 
-def load_target(name: str) -> Target:
+def load_target(name: str, mode: str | None = None) -> Target:
     """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
     base, _, option = name.partition(":")
     if base not in TARGETS:
         raise InputError(f"unknown target {name!r}", fix=f"use one of {', '.join(TARGETS)}")
     module = importlib.import_module(TARGETS[base])
-    if option and not hasattr(module, "configured"):
+    if hasattr(module, "configured"):
+        found = module.configured(option, mode)
+    elif option:
         raise InputError(f"target {base} takes no {option!r}", fix=f'use target="{base}"')
-    found = module.configured(option) if hasattr(module, "configured") else module.target
+    elif mode not in (None, "default"):
+        raise InputError(f"target {base} has no mode {mode!r}", fix="leave mode out; modes are for cuda")
+    else:
+        found = module.target
     assert isinstance(found, Target)
     return found

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from qpass.lowering.cuda.kernels import load
 from qpass.lowering.cuda.quantize import QUANTIZE
-from qpass.lowering.inductor.buckets import OPTIONS, our_choices
+from qpass.lowering.inductor.buckets import our_choices
+from qpass.lowering.inductor.modes import options
 
 from .gpu_cases import FORMS, ROWS, SHAPES, TINY, TINY_ROWS, Linear, baselines
 from .gpu_model import measure_model
@@ -166,7 +167,7 @@ def one_linear(args: argparse.Namespace, shape: str, form_name: str, rows: int, 
     ours: Callable[[int], Any] = linear.call
     if compiled:
         run = torch.compile(lambda inputs, packed: linear.kernel.call(inputs, packed, None, linear.case),
-                            fullgraph=True, dynamic=False, options=OPTIONS)  # fmt: skip
+                            fullgraph=True, dynamic=False, options=options())  # fmt: skip
         ours = lambda copy: run(linear.inputs, linear.packed[copy])  # noqa: E731
     dense = max(2, min(copies, -(-_CACHE // (2 * n * k))))
     calls = {"ours": ours, **baselines(linear, dense)}

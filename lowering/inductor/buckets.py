@@ -54,7 +54,13 @@ def compile_bucket(program: Program, bucket: int | None, mode: str | None = None
         torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices(),
         static_inputs(len(program.used_params())),
     ):  # fmt: skip
-        return compile_program(program, options(mode, bucket))
+        return compile_program(program, options(mode, bucket, fixed=_fixed(program)))
+
+
+def _fixed(program: Program) -> bool:
+    values = [node.meta["val"] for node in program.placeholders()]
+    sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else [value])]
+    return not any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def our_choices() -> Any:

@@ -24,16 +24,20 @@ BASE = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
 """With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel."""
 
 PERSISTENT = {"triton.enable_persistent_tma_matmul": True}
-"""For many rows its persistent templates are tried too, which load by TMA; autotuning says where that pays."""
+"""For many rows its persistent templates are tried too, which load by TMA; autotuning says where that pays.
+
+Only where no size is a symbol: to see whether TMA may load a tile, Inductor takes the number of rows for what it was in
+the example, and says so in a guard; nobody reads the guards of a graph that is compiled alone.
+"""
 
 
-def options(mode: str | None = None, bucket: int | None = None) -> dict[str, Any]:
-    """Inductor's configuration for graphs of one bucket."""
+def options(mode: str | None = None, bucket: int | None = None, *, fixed: bool = False) -> dict[str, Any]:
+    """Inductor's configuration for graphs of one bucket. ``fixed``: no size is a symbol."""
     few = bucket in (tiles.FEW, tiles.SOME)
     asked = dict(list_mode_options(mode or "default"))
     if "triton.cudagraphs" in asked:
         asked["triton.cudagraphs"] = few
-    return {**BASE, **({} if few else PERSISTENT), **asked}
+    return {**BASE, **(PERSISTENT if fixed and not few else {}), **asked}
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[None]:
         (cuda.Worker, "get_device_properties", staticmethod(lambda *a, **k: properties)),
         (cuda.Worker, "current_device", staticmethod(lambda: 0)),
         # the method asks for a CUDA build before it dispatches, the operator does not
+        (has_triton, "has_triton_tma_device", lambda: capability >= (9, 0)),
         (torch.Tensor, "copy_", lambda self, other, *rest: torch.ops.aten.copy_.default(self, other)),
     ]  # fmt: skip
     if not device_interface._device_initialized:
@@ -103,18 +104,21 @@ def _driver(capability: tuple[int, int]) -> Any:
     )  # fmt: skip
 
 
-def code_for(program: Program, inputs: Sequence[Any], capability: tuple[int, int] = (9, 0)) -> str:
+def code_for(
+    program: Program, inputs: Sequence[Any], capability: tuple[int, int] = (9, 0), prefer: str = ""
+) -> str:
     """The Python that Inductor writes for a LOWERED program on a GPU.
 
     Args:
         program: planned on any device; its constants' devices are replaced.
         inputs: (shape, dtype) of the flat inputs.
+        prefer: as in ``code_of_bucket``.
     """
     module = as_module(program)
     weights = [(tuple(node.meta["val"].shape), node.meta["val"].dtype)
                for node in module.graph.nodes if node.op == "placeholder"][: len(program.used_params())]  # fmt: skip
     _on_cuda(module)
-    return _code(module, [*weights, *inputs], capability)
+    return _code(module, [*weights, *inputs], capability, prefer)
 
 
 def _on_cuda(module: fx.GraphModule) -> None:
@@ -150,12 +154,12 @@ def _moved(argument: Any) -> Any:
     return torch.device("cuda", 0) if isinstance(argument, torch.device) else argument
 
 
-def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int]) -> str:
+def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int], prefer: str = "") -> str:
     def run() -> None:
         tensors = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in inputs]
         torch.compile(module, fullgraph=True, dynamic=False)(*tensors)
 
-    return _captured(run, capability, FakeTensorMode())
+    return _captured(run, capability, FakeTensorMode(), prefer=prefer)
 
 
 def _source(choice: Any) -> str:

@@ -44,6 +44,7 @@ from qpass.stages import STAGES, check
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
 TARGETS = {
     "cpu": "qpass.lowering.cpu.target", "cuda": "qpass.lowering.cuda.target", "reference": "qpass.lowering.reference",
+    "rocm": "qpass.lowering.cuda.rocm",
 }  # fmt: skip
 
 Pass = tuple[str, Callable[[Program], Program]]
@@ -222,8 +223,8 @@ def compile(
         model: in eval mode. A Hugging Face causal LM keeps ``generate()``; an encoder keeps its outputs.
         recipe: a scheme's name such as ``w8a8-int8``, a file, a dict, or a ``Recipe``.
         args, kwargs: example inputs; not needed for Hugging Face language models and encoders.
-        target: ``cpu``, ``cuda`` (or ``cuda:sm_80`` for a GPU that is not here), or ``reference`` (any device, the
-            oracle).
+        target: ``cpu``, ``cuda`` (or ``cuda:sm_80`` for a GPU that is not here), ``rocm``, or ``reference`` (any
+            device, the oracle).
         dynamic_shapes: as torch.export takes it.
         calibration: batches for the methods of the recipe that look at data: each is what the model is called with, a
             dict of keywords, a tuple of arguments, or a tensor of token ids. An iterator that several methods need is

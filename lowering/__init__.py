@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Kernel:
         call: the computation. Called with the op's input tensors (for experts the offsets come last), the prepared
             weights by suffix, the bias, and the case; traced into the graph.
         parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
+        merges: linears that read the same values are better as one, with their weights one above the other.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Kernel:
     prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
     call: Callable[..., Any]
     parts: tuple[str, ...] = ()
+    merges: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,19 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Packager:
+    """How a target writes a LOWERED program into a file, and runs it from there.
+
+    Attributes:
+        save: (program, path) -> the library that has the operators which the file calls; None if it calls none.
+        load: the file -> a function of flat tensors that gives a flat tuple.
+    """
+
+    save: Callable[[Program, Path], Path | None]
+    load: Callable[[Path], Callable[..., tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
@@ -174,6 +190,7 @@ class Target:
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     ``joins`` are applied to what the providers call, in their order; a function changes the graph that it is given.
     ``grouped``: the kernels of linears of many experts.
+    ``packager``: where a program can be written into a file that runs without qpass.
     """
 
     name: str
@@ -185,6 +202,7 @@ class Target:
     joins: tuple[Join | Siblings | Callable[[torch.fx.Graph], None], ...] = ()
     check: Callable[[], object] = lambda: None
     grouped: tuple[Kernel, ...] = ()
+    packager: Packager | None = None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

@@ -44,7 +44,7 @@ def _unpacks(capability: Capability) -> str | None:
     """Why packed words cannot be unpacked here; a version of Triton that is not known is tried, once."""
     if reason := capability.refusal or missing():
         return reason
-    if version("triton").startswith(CHECKED_TRITON):
+    if capability.amd or version("triton").startswith(CHECKED_TRITON):
         return None
     order = importlib.import_module("qpass.lowering.triton.register_order")
     found: str | None = order.differs(str(capability), capability.neighbors)
@@ -90,17 +90,13 @@ def _refuses_fp8(case: Case, capability: Capability) -> str | None:
         return OTHER_KIND
     if not _plain_channel(case.scheme.weight, "e4m3"):
         return "it takes e4m3:channel:sym weights"
-    return _without_fp8(capability) or capability.refusal or missing()
-
-
-def _without_fp8(capability: Capability) -> str | None:
-    return None if capability.fp8 else f"{capability} has no FP8 dot: that begins with sm_89"
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _refuses_block(case: Case, capability: Capability) -> str | None:
     if (case.scheme.weight, case.scheme.input) != (Format.parse("fp8-block"), Format.parse("fp8-group")):
         return OTHER_KIND
-    return _without_fp8(capability) or capability.refusal or missing()
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _odd_groups(fmt: Format) -> str | None:
@@ -140,7 +136,7 @@ def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
         return "it takes codes of a sign and three bits: sym, without zero points"
     if fmt.scale_kind.outer == "tensor":
         return f"it takes no scales of {fmt.scale}"
-    return _odd_groups(fmt) or _without_fp8(capability) or _unpacks(capability)
+    return _odd_groups(fmt) or capability.without_fp8 or _unpacks(capability)
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -322,7 +318,7 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts)
+        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts, merges=True)
 
     near = capability.neighbors
     words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)

@@ -19,6 +19,7 @@ from qpass.lowering import Accumulator, Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
+from qpass.passes.merge import merge_lines
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
 from qpass.passes.plan_attention import scheme_of as attention_scheme
 from qpass.passes.plan_experts import unfit
@@ -274,6 +275,7 @@ class Plan:
     methods: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     attention: tuple[tuple[str, AttentionChoice], ...] = ()
+    merges: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return self.text()
@@ -293,6 +295,7 @@ class Plan:
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
         kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
+        lines += [f"merge {name}: {what}" for name, what in fold_rows(list(self.merges))]
         lines += self.ops
         lines += [f"keep {name}: {why}" for name, why in self.unseen]
         count = sum(choice.scheme is not None for _, choice in self.choices)
@@ -321,7 +324,7 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     methods = tuple(str(as_data(method)) for method in recipe.methods)
     after = before + _saved(program)
     return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, provided(program, target),
-                choices(program))  # fmt: skip
+                choices(program), tuple(merge_lines(program.graph)))  # fmt: skip
 
 
 def provider_refuses(provider: Provider, node: fx.Node, context: int) -> str | None:

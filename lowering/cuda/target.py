@@ -11,6 +11,7 @@ from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
@@ -26,8 +27,8 @@ def configured(option: str = "") -> Target:
     capability = Capability.parse(option) if option else Capability.here()
     build = functools.partial(_build, capability=capability)
     name = f"cuda:{capability}" if capability.stated else "cuda"
-    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE},
-                  check=functools.partial(_check, capability))  # fmt: skip
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
+                  {"quantize": QUANTIZE, **PROVIDERS}, joins=JOINS, check=functools.partial(_check, capability))  # fmt: skip
 
 
 def _check(capability: Capability) -> None:

@@ -218,14 +218,14 @@ def _heads(
     found: tuple[Tensor, ...]
     if cache:
         found = (torch.empty((batch, heads, tokens, n + 2), dtype=torch.int8, device=x.device),)
-        rows, wide = (k, k), (*found, k, k, k)
+        out, wide = k, (*found, k, k, k)
     elif codes:
         found = _codes_like(x, shape)
-        rows, wide = (k, k), found
+        out, wide = k, found
     else:
-        found = _rows_like(x, shape)
-        rows, wide = found, (k, k, k, k)
-    args = (x, k, cos, sin, *rows, *wide, count, heads, tokens, n, *x.stride()[:3], *k.stride()[:3],
+        found = (torch.empty(shape, dtype=torch.int32, device=x.device),)
+        out, wide = found[0], (k, k, k, k)
+    args = (x, k, cos, sin, out, *wide, count, heads, tokens, n, *x.stride()[:3], *k.stride()[:3],
             cos.stride(0), cos.stride(2), sin.stride(0), sin.stride(2))  # fmt: skip
     constants = {**_PLAIN, "BITS": bits} | codes | {"ROTARY": angles is not None, "CACHE": cache}
     grid = ((count + tile.rows - 1) // tile.rows,)
@@ -236,8 +236,7 @@ def _heads(
 @triton_op("qpass_cuda::integer_rotary", mutates_args=())
 def integer_rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotated rows of heads; cos and sin int16 or int32 [B or 1, 1, T or 1, n]."""
-    a, b = _heads(x, k, (cos, sin))
-    return a, b
+    return _heads(x, k, (cos, sin))[0], k - 1
 
 
 @triton_op("qpass_cuda::integer_rotary_quantize", mutates_args=())

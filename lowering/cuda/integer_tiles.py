@@ -51,9 +51,7 @@ def merge_tile(heads: int, n: int) -> RowTile:
 def attention_tile(rows: object, width: int, v_width: int) -> AttentionTile:
     """For a number of rows that may be symbolic."""
     wide = max(_power(width), 32), max(_power(v_width), 32)
-    if current(rows) == FEW:
-        return AttentionTile(16, 32, *wide, 4)
-    return AttentionTile(64, 32, *wide, 8 if max(wide) > 64 else 4)
+    return AttentionTile(16 if current(rows) == FEW else 32, 32, *wide, 8 if max(wide) > 128 else 4)
 
 
 def _power(n: int) -> int:

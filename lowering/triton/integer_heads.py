@@ -12,13 +12,13 @@ from qpass.lowering.triton.integer_steps import normalize, quantize, store_codes
 
 @triton.jit
 def integer_heads_kernel(
-    x, k, cos, sin, out, out_k, codes, zero, m, e, M, H, T, N, x_b, x_h, x_t, k_b, k_h, k_t, cos_b, cos_t, sin_b, sin_t,
+    x, k, cos, sin, out, codes, zero, m, e, M, H, T, N, x_b, x_h, x_t, k_b, k_h, k_t, cos_b, cos_t, sin_b, sin_t,
     ROTARY: tl.constexpr, CODES: tl.constexpr, CACHE: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr,
     MANTISSA: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """x int32 [., H, T, N]; k int32 [., H, T, 1]; cos, sin [., 1, T, N] in Q14. M rows, written as [M, N].
 
-    Gives codes, zero, m, e (CODES), codes alone as rows of the cache, int8 [M, N + 2] (CACHE), or out and out_k.
+    Gives codes, zero, m, e (CODES), codes alone as rows of the cache, int8 [M, N + 2] (CACHE), or out.
     Grid: M / R.
     """
     row, at = tl.program_id(0) * R + tl.arange(0, R)[:, None], tl.arange(0, B)[None, :]
@@ -46,7 +46,6 @@ def integer_heads_kernel(
         tl.store(place + N + 1, exponent.to(tl.int8), live)
     else:
         tl.store(out + far * N + at, v, there)
-        tl.store(out_k + row, vk, live)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ never holds one; ours and torch's take turns in one process, and times are the m
 random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
 results must be equal bit for bit.
 
-    --part ceilings | decode | prefill | fused | model    what to measure; results are kept in gpu-h200.json
+    --part ceilings | decode | prefill | fused | integer | model    what to measure; results are kept in gpu-h200.json
     --page                                                write docs/benchmarks/gpu-h200.md from it
     --dry                                                 no GPU: tiny shapes in the interpreter, checks but no times
 """
@@ -23,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.kernels import load
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import OPTIONS, our_choices
 
 from .gpu_cases import FORMS, ROWS, SHAPES, TINY, TINY_ROWS, Linear, baselines
+from .gpu_integer import FULL, cases
+from .gpu_integer import TINY as TINY_LAYER
 from .gpu_model import measure_model
 from .gpu_page import FILE, write_page
 
@@ -78,7 +81,15 @@ def dry() -> list[dict[str, Any]]:
                 if record["error"] > form.limit or not record["equal"]:
                     raise SystemExit(f"{name}, {rows} rows: {record}")
                 records.append(record)
-    return records
+    return records + [_right(name, one) for name, one in cases(TINY_LAYER, 3, "cpu").items()]
+
+
+def _right(name: str, one: Any) -> dict[str, Any]:
+    record = {"integer": name, "kernel": f"cuda.{one.op}", "equal": one.right()}
+    print(record)
+    if not record["equal"]:
+        raise SystemExit(f"integer {name}: not the bits of {one.op}")
+    return record
 
 
 def graph_of(call: Callable[[int], Any], copies: int) -> Callable[[], None]:
@@ -204,6 +215,24 @@ def fused(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, 
     return records
 
 
+def integer(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Kernels of integer-only programs: bits against the meaning, then times and the fraction of a copy's bandwidth."""
+    records = []
+    for tokens in (1, 16, 512):
+        for name, one in cases(FULL, tokens, "cuda").items():
+            if not more():
+                print(f"time is up before {name}, {tokens} tokens")
+                return records
+            record = _right(name, one) | {"name": f"integer {name}", "rows": tokens, "bytes": one.bytes}
+            with our_choices(), tiles.compiling_for(tiles.bucket_of(tokens)):
+                run = torch.compile(one.call, fullgraph=True, dynamic=False, options=OPTIONS)
+                times = in_turn({name: lambda copy, run=run: run()}, 1, args.turns)
+            if name in times:
+                us = median(times[name])
+                records.append(record | {"us": us, "rate": one.bytes / us * 1e6})
+    return records
+
+
 def keep(part: str, records: list[dict[str, Any]]) -> None:
     """Add the records of a part to the file, in place of older ones of the same kind."""
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -220,6 +249,7 @@ PARTS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "decode": linears(ROWS[:4], compiled=False),
     "prefill": linears(ROWS[4:], compiled=True),
     "fused": fused,
+    "integer": integer,
     "model": measure_model,
 }
 

@@ -145,12 +145,8 @@ def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _counters(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
     size = tiles.counters(padded_rows(case.out_features))
-    made = functools.partial(_zeros, size=size)
+    made = functools.partial(weights.zeros, size=size)
     return {"counters": Derived((names["codes"],), made, _meta((size,), torch.int32))}
-
-
-def _zeros(codes: Tensor, *, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.int32, device=codes.device)
 
 
 def _plain(names: Mapping[str, str], case: Case) -> dict[str, Derived]:

@@ -12,6 +12,7 @@ from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.experts import FLOAT, experts
+from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
@@ -31,7 +32,8 @@ def configured(option: str = "", mode: str | None = None) -> Target:
     build = functools.partial(_build, capability=capability, mode=mode)
     name = f"cuda:{capability}" if capability.stated else "cuda"
     return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
-                  {"quantize": QUANTIZE, "grouped_linear": FLOAT}, check=functools.partial(_check, capability),
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=JOINS,
+                  check=functools.partial(_check, capability),
                   grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
 
 

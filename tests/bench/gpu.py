@@ -6,9 +6,9 @@ never holds one; ours and torch's take turns in one process, and times are the m
 random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
 results must be equal bit for bit.
 
-    --part ceilings | decode | prefill | peers | fused | integer | model    what to measure; results are kept in gpu-h200.json
-    --page                                                write docs/benchmarks/gpu-h200.md from it
-    --dry                                                 no GPU: tiny shapes in the interpreter, checks but no times
+    --part NAME    what to measure: ceilings, decode, prefill, peers, fused, integer, model; kept in gpu-h200.json
+    --page         write docs/benchmarks/gpu-h200.md from it
+    --dry          no GPU: tiny shapes in the interpreter, checks but no times
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from qpass.lowering.inductor.modes import options
 from .gpu_cases import FORMS, ROWS, SHAPES, TINY, TINY_ROWS, Linear, baselines
 from .gpu_model import LAYERS, SCHEMES, WORK, measure_model
 from .gpu_page import FILE, write_page
-from .gpu_peers import PEERS, peers
+from .gpu_peers import PEERS, TORCHAO, peers
 
 BUDGET = 8.5 * 60
 SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "model": 25}
@@ -94,7 +94,7 @@ def estimate(args: argparse.Namespace) -> str:
     wide = len(args.shapes) * len(args.forms)
     cases = {"ceilings": 1, "decode": wide * len(args.rows or ROWS[:4]), "prefill": wide * len(args.rows or ROWS[4:]),
              "peers": len(_PEER_SHAPES) * len(_PEER_ROWS) * len(PEERS), "fused": 6,
-             "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES))}[args.part]  # fmt: skip
+             "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES) + len(TORCHAO))}[args.part]  # fmt: skip
     guess = cases * SECONDS[args.part]
     cut = f", of which about {int(BUDGET / SECONDS[args.part])} fit" if guess > BUDGET else ""
     text = f"{args.part}: {cases} cases, about {guess / 60:.1f} minutes by guess{cut}"

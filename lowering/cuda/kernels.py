@@ -117,7 +117,14 @@ def _four_bit(case: Case, capability: Capability) -> str | None:
 def _refuses_w4a16(case: Case, capability: Capability) -> str | None:
     if case.scheme.input is not None or case.scheme.weight.element != "int4":
         return OTHER_KIND
+    if missing() is None and not compiles_bf16(capability):
+        return f"Triton {version('triton')} does not compile its kernel for {capability}: that begins with 3.7"
     return _four_bit(case, capability)
+
+
+def compiles_bf16(capability: Capability) -> bool:
+    """Whether Triton compiles the unpacking to bfloat16: 3.6 fails for AMD."""
+    return not (capability.amd and version("triton").startswith("3.6."))
 
 
 def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
@@ -314,7 +321,8 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts, merges=True)
+        taken = functools.partial(refuses, capability=capability)
+        return Kernel(f"cuda.{name}", rows, taken, prepare, call, parts, merges=True)
 
     near = capability.neighbors
     words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)

@@ -44,7 +44,8 @@ def _check(capability: Capability) -> None:
             fix='qpass.plan and qpass.trace work without one; use target="cpu" or "reference" to compile',
         )
     here = Capability.here()
-    if here.amd != capability.amd or here.neighbors != capability.neighbors or here.fp8 < capability.fp8 or here.refusal:
+    same = (here.amd, here.neighbors) == (capability.amd, capability.neighbors)
+    if not same or here.fp8 < capability.fp8 or here.refusal:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
 
 

@@ -23,8 +23,9 @@ from qpass.lowering.inductor.choices import RowsInRegisters
 from qpass.lowering.inductor.compile import compile_program
 from qpass.lowering.inductor.modes import options, static_inputs
 
+
 class Bucketed(torch.nn.Module):
-    """Flat tensors in, flat tuple out; weights are buffers named as the program's parameters. ``mode``: see ``modes``."""
+    """Flat tensors in, flat tuple out; weights are buffers named as parameters. ``mode``: see ``modes``."""
 
     def __init__(self, program: Program, mode: str | None = None) -> None:
         super().__init__()

@@ -104,8 +104,10 @@ def _gemlite_int4(linear: Linear, copies: int) -> Callable[[int], Any]:
     return lambda copy: layers[copy](linear.x)
 
 
+TORCHAO: dict[str, Callable[[], Any]] = {"torchao int8": _int8, "torchao fp8": _fp8, "torchao int4": _int4}
+"""Configurations of its ``quantize_``, for a whole model too."""
 _MAKERS: dict[str, Callable[[Linear, int], Callable[[int], Any]]] = {
-    "torchao int8": _torchao(_int8), "torchao fp8": _torchao(_fp8), "torchao int4": _torchao(_int4),
+    **{name: _torchao(config) for name, config in TORCHAO.items()},
     "gemlite int8": _gemlite("A8W8_int8_dynamic"), "gemlite fp8": _gemlite("A8W8_fp8_dynamic"),
     "gemlite int4": _gemlite_int4,
 }  # fmt: skip

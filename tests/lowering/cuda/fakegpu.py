@@ -30,7 +30,8 @@ from qpass.lowering.inductor.compile import as_module
 from qpass.lowering.inductor.modes import options
 
 SETTINGS = {
-    **options(bucket=tiles.FEW), "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True, "compile_threads": 1,
+    **options(bucket=tiles.FEW), "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True,
+    "compile_threads": 1,
     "joint_graph_constant_folding": False, "shape_padding": False,  # both run kernels
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Modes on a GPU that is not here: what Inductor is asked for, and that nothing keeps a CUDA graph from being recorded."""
+"""Modes on a GPU that is not here: what Inductor is asked for, and that nothing forbids to record a CUDA graph."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class IntegerCall(CausalLMCall):
             what = f"{length} tokens, past and new, where the integer-only program has tables for {self.context}"
             raise InputError(what, fix=f'compile with {{"integer": {{"context": {length}}}}} in the recipe')
         given = arguments.get("attention_mask") is not None  # what was made here needs no look at each step
-        if given and not _within(flat[1], 0, 1):  # the proof of the ranges rests on it
+        whole = not given or torch.equal(flat[1].to(arguments["attention_mask"].dtype), arguments["attention_mask"])
+        if given and not (whole and _within(flat[1], 0, 1)):  # the proof of the ranges rests on it
             what = "`attention_mask` holds other numbers than 0 and 1"
             raise InputError(what, fix="pass 1 for tokens and 0 for padding")
         self._check_ids(flat[0])

@@ -273,6 +273,17 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
 
 
+def test_a_mask_of_fractions_is_refused(made: Any) -> None:
+    with pytest.raises(InputError, match="`attention_mask` holds other numbers than 0 and 1"):
+        made[2](torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.tensor([[1.0, 0.5]]))
+    made[2](torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.tensor([[0.0, 1.0]]))
+
+
+def test_a_model_is_no_program(made: Any) -> None:
+    with pytest.raises(InputError, match="is no program"):
+        qpass.verify_integer_only(made[2])
+
+
 def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
     with pytest.raises(InputError, match="`input_ids` from -1 to 5, where the model has"):
         made[2](torch.tensor([[5, -1]]))

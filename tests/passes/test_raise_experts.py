@@ -21,8 +21,10 @@ class Stack(nn.Module):
     def __init__(self, how, turned: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.w = nn.Parameter(torch.randn(E, K, N) if turned else torch.randn(E, N, K))
-        self.how = how
+        w = torch.randn(E, K, N) if turned else torch.randn(E, N, K)
+        self.w = nn.Parameter(w.bfloat16() if how is in_order else w)
+        self.register_buffer("ends", torch.tensor([2, 2, 6]).int())
+        self.how, self.turned = how, turned
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         return self.how(self, x, ids)
@@ -36,11 +38,17 @@ def row(m, x, ids):
     return torch.matmul(x.unsqueeze(1), m.w[ids]).squeeze(1)
 
 
+def in_order(m, x, ids):
+    weight = m.w if m.turned else m.w.mT
+    return torch.nn.functional.grouped_mm(x.bfloat16(), weight, offs=m.ends).float()
+
+
 def twice(m, x, ids):
     return column(m, x, ids) + column(m, 2 * x, ids.flip(0))
 
 
-FOUND = {"column": (column, False, 1), "row": (row, True, 1), "twice": (twice, False, 2)}
+FOUND = {"column": (column, False, 1), "row": (row, True, 1), "twice": (twice, False, 2),
+         "in order": (in_order, False, 1), "in order, turned": (in_order, True, 1)}  # fmt: skip
 MISSED = {
     "a weight that is computed": (lambda m, x, ids: torch.bmm((m.w * 2)[ids], x.unsqueeze(-1)), False),
     "two rows each": (lambda m, x, ids: torch.bmm(m.w[ids], torch.stack([x, x], -1)), False),
@@ -65,12 +73,16 @@ def test_found(name: str) -> None:
     want = program.run(*args)[0]
     calls = [op_name(node.target) for node in found["RAISED"].nodes()]
     assert calls.count("qpass.grouped_linear") == count and "bmm" not in calls and "matmul" not in calls
-    torch.testing.assert_close(found["RAISED"].run(*args)[0], want, rtol=1e-5, atol=1e-5)
+    used = slice(6 if how is in_order else S)  # the rows behind the last expert's have no value in ATen, and 0 here
+    close = {"rtol": 2**-7, "atol": 2**-7} if how is in_order else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found["RAISED"].run(*args)[0][used], want[used], **close)
     quantised = found["QUANTISED"].run(*args)[0]
-    assert 0 < (quantised - want).norm() / want.norm() < 0.02
+    assert 0 < (quantised[used] - want[used]).norm() / want[used].norm() < 0.02 and not quantised[used.stop :].any()
     assert torch.equal(found["LOWERED"].run(*args)[0], quantised)
     assert [(choice.sizes, choice.experts) for _, choice in found.plan.choices] == [((E, N, K), E)] * count
-    assert found.plan.bytes_after == E * (N * K + 4 * N) and found.plan.bytes_before == 4 * E * N * K
+    size = 2 if how is in_order else 4
+    saved = found.plan.bytes_before - found.plan.bytes_after
+    assert saved == size * E * N * K - E * (N * K + 4 * N)
 
 
 @pytest.mark.parametrize("name", MISSED)
@@ -100,3 +112,8 @@ def test_gradients_reach_rows_and_weights() -> None:
     with torch.enable_grad():
         x, w = x.requires_grad_(), w.requires_grad_()
         assert torch.autograd.gradcheck(lambda x, w: torch.ops.qpass.grouped_linear(x, w, ends), (x, w))
+
+
+def test_that_methods_leave_experts_is_said() -> None:
+    plan = trace(column, False, {"methods": [{"method": "lwc"}], "linears": {"*": "int4:g8:asym"}}, "PLANNED")[0].plan
+    assert "note: w: methods do not look at experts: rounded to nearest" in str(plan)

@@ -110,6 +110,8 @@ class Trace:
     plan: Plan | None = None
 
     def __getitem__(self, stage: str) -> Program:
+        if stage not in self.stages:
+            raise InputError(f"there is no stage {stage!r} of this recipe", fix=f"use one of {', '.join(self.stages)}")
         return self.stages[stage]
 
 

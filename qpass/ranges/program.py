@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from qpass import ops
-from qpass.errors import UnsupportedError, VerifyError
+from qpass.errors import InputError, UnsupportedError, VerifyError
 from qpass.graph.program import Program
 from qpass.ranges.engine import Engine
 from qpass.ranges.lookups import check_lookups, table_context
@@ -56,8 +56,12 @@ def integer_ranges(program: Program, context: int | None = None) -> Ranges:
         UnsupportedError: an op that could wrap int8, int32 or int64, divide by zero, or shift by more than its bits
             within ``context`` tokens, with its bounds, its line in the operator and the line of the model that it came
             from; or an op whose bounds are not known; or weights outside of their format.
+        InputError: something else than a program.
         VerifyError: the program is at another stage.
     """
+    if not isinstance(program, Program):
+        raise InputError(f"a {type(program).__name__} is no program",
+                         fix='pass qpass.trace(model, recipe, until="INTEGER")["INTEGER"]')  # fmt: skip
     if program.stage != "INTEGER":
         raise VerifyError(f"bounds of a program at stage {program.stage}", fix='trace(..., until="INTEGER")["INTEGER"]')
     asked = program.call.context if context is None else context

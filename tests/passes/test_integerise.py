@@ -271,6 +271,11 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 49, dtype=torch.int64))
     with pytest.raises(InputError, match="`position_ids` up to 48"):
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
+    prompt = torch.ones(1, 46, dtype=torch.int64)
+    for kwargs in ({"max_new_tokens": 4}, {"max_length": 50}, {"max_new_tokens": 4, "do_sample": True}):
+        with pytest.raises(InputError, match=r"46 tokens and up to 4 new ones, .* tables for 48"):
+            compiled.generate(prompt, **kwargs)
+    assert compiled.generate(prompt, max_new_tokens=3, min_new_tokens=3).shape == (1, 49)  # the last is not read
 
 
 def test_a_mask_of_fractions_is_refused(made: Any) -> None:
@@ -282,6 +287,10 @@ def test_a_mask_of_fractions_is_refused(made: Any) -> None:
 def test_a_model_is_no_program(made: Any) -> None:
     with pytest.raises(InputError, match="is no program"):
         qpass.verify_integer_only(made[2])
+    with pytest.raises(InputError, match="is no program"):
+        qpass.integer_ranges(made[2])
+    with pytest.raises(InputError, match="no stage 'QUANTISED' of this recipe"):
+        made[1]["QUANTISED"]
 
 
 def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:

@@ -20,7 +20,7 @@ from qpass.numerics.integer.linear import room
 from qpass.numerics.integer.norm import WIDEST
 from qpass.passes.kernel_sums import kernel_sums
 from qpass.passes.lower import Takers
-from qpass.passes.plan import provider_refuses
+from qpass.passes.providers import provider_refuses
 
 needs_kernels = pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
 K, T, N, D = sp.symbols("K T n D", integer=True, positive=True)

@@ -33,7 +33,8 @@ from qpass.passes.fuse import fuse
 from qpass.passes.integerise import integerise
 from qpass.passes.lower import lower
 from qpass.passes.merge import merge
-from qpass.passes.plan import Plan, plan_program, provided, summarise
+from qpass.passes.plan import Plan, plan_program, summarise
+from qpass.passes.providers import provided
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
 from qpass.ranges import integer_ranges, table_context

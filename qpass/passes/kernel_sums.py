@@ -9,7 +9,7 @@ from qpass.graph.program import Program
 from qpass.graph.table import table
 from qpass.graph.values import op_name
 from qpass.lowering import Accumulator, Target
-from qpass.passes.plan import accumulators, context_of, provider_refuses
+from qpass.passes.providers import accumulators, context_of, provider_refuses
 
 
 @dataclass(frozen=True)

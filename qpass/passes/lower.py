@@ -20,7 +20,8 @@ from qpass.graph.values import assign_names, op_name
 from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.join import join
-from qpass.passes.plan import case_of, choice_of, context_of, provider_refuses
+from qpass.passes.plan import case_of, choice_of
+from qpass.passes.providers import context_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 

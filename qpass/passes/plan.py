@@ -15,14 +15,14 @@ from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
-from qpass.lowering import Accumulator, Case, Kernel, Provider, Target
+from qpass.lowering import Case, Kernel, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
 from qpass.passes.merge import merge_lines
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
-from qpass.passes.plan_attention import scheme_of as attention_scheme
 from qpass.passes.plan_experts import unfit
+from qpass.passes.providers import provided
 from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
@@ -325,43 +325,6 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     after = before + _saved(program)
     return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, provided(program, target),
                 choices(program), tuple(merge_lines(program.graph)))  # fmt: skip
-
-
-def provider_refuses(provider: Provider, node: fx.Node, context: int) -> str | None:
-    """Why the target's provider does not compute ``node`` for up to ``context`` tokens; None if it does."""
-    reason = provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
-    if reason is not None:
-        return reason
-    over = next((part for part in accumulators(provider, node, context) if not part.fits), None)
-    if over is None:
-        return None
-    return f"{over.name} can reach {over.most} in {context} tokens, beyond {over.bits} bits"
-
-
-def accumulators(provider: Provider, node: fx.Node, context: int) -> tuple[Accumulator, ...]:
-    """What has to fit inside the provider's kernel for ``node``."""
-    if provider.accumulators is None:
-        return ()
-    return tuple(provider.accumulators(context, *fx.map_arg(node.args, lambda arg: arg.meta["val"])))
-
-
-def context_of(program: Program) -> int:
-    """The most tokens of an integer-only program; 0 for a float one, whose kernels have nothing to prove."""
-    return int(getattr(program.call, "context", 0))
-
-
-def provided(program: Program, target: Target) -> tuple[str, ...]:
-    """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
-    lines = []
-    for name, provider in target.providers.items():
-        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
-                 and not getattr(attention_scheme(node), "p", None)
-                 and not getattr(node.meta.get("experts"), "scheme", None)]  # fmt: skip
-        reasons = [provider_refuses(provider, node, context_of(program)) for node in nodes]
-        if None in reasons:
-            lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
-        lines += [f"{name} by ATen: {reason}" for reason in dict.fromkeys(reasons) if reason]
-    return tuple(lines)
 
 
 def _saved(program: Program) -> int:

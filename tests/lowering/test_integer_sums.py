@@ -14,13 +14,14 @@ from qpass import ops
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cpu import integer, integer_sums, kernels, kernels_integer
+from qpass.lowering.cuda import integer as cuda
 from qpass.numerics.integer.dyadic import fit_one, vector
 from qpass.numerics.integer.exp2 import TABLE
 from qpass.numerics.integer.linear import room
 from qpass.numerics.integer.norm import WIDEST
 from qpass.passes.kernel_sums import kernel_sums
 from qpass.passes.lower import Takers
-from qpass.passes.plan import provider_refuses
+from qpass.passes.providers import provider_refuses
 
 needs_kernels = pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
 K, T, N, D = sp.symbols("K T n D", integer=True, positive=True)
@@ -101,6 +102,12 @@ def test_a_kernel_that_does_not_fit_leaves_the_node_to_the_meaning(monkeypatch: 
     assert provider_refuses(provider, attending(262), 64) is not None
     for context, taken in ((64, provider), (1 << 20, None)):
         assert Takers(integer.PROVIDERS, context).of(node) is taken
+
+
+def test_attention_on_a_gpu_is_bounded_by_the_context_too() -> None:
+    sums = cuda.PROVIDERS["integer_attention"].accumulators
+    assert sums is not None
+    assert [part.fits for context in (131071, 131072) for part in sums(context)] == [True, False]
 
 
 def test_sums_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
-from qpass import ops
+from qpass import ops, pipeline
 from qpass.graph.integer_only import verify_integer_only
 from qpass.lowering.cuda import integer, tiles
 from qpass.lowering.inductor.buckets import rows_of
@@ -27,6 +27,7 @@ from qpass.numerics.integer.dyadic import fit_one, row_of, vector
 from qpass.numerics.integer.exp2 import TABLE
 from qpass.numerics.integer.norm import width_root
 from qpass.numerics.integer.quantize import quantize_rows
+from qpass.passes.plan import provided
 from tests.lowering.test_cpu_integer import LOG2E, hard, same
 
 TABLE_T = torch.tensor(TABLE, dtype=torch.int32)
@@ -55,7 +56,7 @@ def channels(width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("width", "bits", "symmetric", "mantissa"),
-                         [(2, 8, False, 15), (33, 8, True, 8), (64, 4, False, 15), (100, 2, True, 15)])  # fmt: skip
+                         [(33, 8, False, 15), (2, 8, True, 8), (64, 4, False, 15)])  # fmt: skip
 def test_rows(width: int, bits: int, symmetric: bool, mantissa: int) -> None:
     x, k = rows(120, width)
     check("integer_quantize", x, k, bits, symmetric, mantissa)
@@ -94,11 +95,11 @@ def test_strides_and_no_rows() -> None:
 
 def test_joined_operators_are_their_parts() -> None:
     integer.load()
-    op, (x, k), (y, ky) = torch.ops.qpass_cuda, rows(64, 48), rows(64, 48, 5)
-    w, heads, hk = channels(48), x.reshape(2, 8, 4, 48), k.reshape(2, 8, 4, 1)
-    angles = tuple(torch.randint(-(2**14), 2**14 + 1, (2, 1, 4, 48)).to(torch.int16) for _ in range(2))
+    op, (x, k), (y, ky) = torch.ops.qpass_cuda, rows(64, 16), rows(64, 16, 5)
+    w, heads, hk = channels(16), x.reshape(2, 8, 4, 16), k.reshape(2, 8, 4, 1)
+    angles = tuple(torch.randint(-(2**14), 2**14 + 1, (2, 1, 4, 16)).to(torch.int16) for _ in range(2))
     gate, form = (1, *ONE, TABLE_T), (8, False)
-    norm = (*w, None, None, [*fit_one(48e-5), *width_root(48), 0])
+    norm = (*w, None, None, [*fit_one(16e-5), *width_root(16), 0])
     same(op.integer_norm_quantize(x, k, *norm, *form), op.integer_quantize(*op.integer_norm(x, k, *norm), *form))
     total = op.integer_add(x, k, y, ky)
     want = *total, *op.integer_quantize(*op.integer_norm(*total, *norm), *form)
@@ -202,20 +203,20 @@ def llama() -> LlamaForCausalLM:
 
 
 def test_a_model() -> None:
-    """Planned with our kernels by name, joined, integers only, and the reference's bits for a prompt."""
-    plan = str(qpass.plan(llama(), "int-only-w8a8", target="cuda"))
-    for name in ("linear", "attention", "norm", "gated", "rotary", "quantize", "pack", "add", "merge_heads"):
-        assert f"kernel cuda.integer_{name}" in plan
+    """Planned with our kernels by name, joined, integers only, and the bits of the ops' meanings for a prompt."""
     stages = qpass.trace(llama(), "int-only-w8a8", target="cuda")
     program = stages["LOWERED"]
-    verify_integer_only(stages["INTEGER"])
+    plan = "\n".join(provided(stages["INTEGER"], pipeline.load_target("cuda")))
+    for name in ("linear", "attention", "norm", "gated", "rotary", "quantize", "pack", "add", "merge_heads"):
+        assert f"kernel cuda.integer_{name}" in plan
+    verify_integer_only(program)
     called = [str(node.target).split(".")[1] for node in program.nodes() if "qpass_cuda" in str(node.target)]
     assert called.count("integer_linear") == 8 and called.count("integer_attention") == 1
-    assert called.count("integer_add_norm_quantize") == 2 and called.count("integer_gated_quantize") == 1
-    assert "integer_quantize" not in called and "integer_norm" not in called and "integer_rotary" not in called
-    reference = qpass.trace(llama(), "int-only-w8a8", target="reference")["LOWERED"]
+    assert called.count("integer_add_norm_quantize") == 1 and called.count("integer_gated_quantize") == 1
+    assert called.count("integer_norm") == called.count("integer_quantize") == 1  # the head's: the last token between
+    assert "integer_rotary" not in called and "integer_merge_heads" not in called
     inputs = prompt(program, 2, 3)
-    same(program.run(*inputs), reference.run(*inputs))
+    same(program.run(*inputs), stages["INTEGER"].run(*inputs))
     assert rows_of(program)(inputs) == 6  # tokens, not tokens of every head
 
 

@@ -339,6 +339,11 @@ def _few_rows(
     return out, found
 
 
+def _even(cache: Tensor) -> bool:
+    """Whether each row is known to begin at an even byte; a dense cache of an even width is made so."""
+    return all(isinstance(step, int) and step % 2 == 0 for step in cache.stride()[:3])
+
+
 @triton_op("qpass_cuda::integer_attention", mutates_args=())
 def integer_attention(
     q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, causal: bool, table: Tensor,

@@ -7,6 +7,8 @@ for each program, not for each number, so rows of every kind share few programs.
 from __future__ import annotations
 
 import functools
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,8 @@ from qpass.numerics.integer.exp2 import TABLE
 from qpass.numerics.integer.norm import width_root
 from qpass.numerics.integer.quantize import quantize_rows
 from qpass.passes.plan import provided
+from tests.lowering.cuda import fakegpu
+from tests.lowering.cuda.generated import launches
 from tests.lowering.test_cpu_integer import LOG2E, hard, same
 
 TABLE_T = torch.tensor(TABLE, dtype=torch.int32)
@@ -202,11 +206,15 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+@functools.cache
+def stages() -> Any:
+    return qpass.trace(llama(), "int-only-w8a8", target="cuda")
+
+
 def test_a_model() -> None:
     """Planned with our kernels by name, joined, integers only, and the bits of the ops' meanings for a prompt."""
-    stages = qpass.trace(llama(), "int-only-w8a8", target="cuda")
-    program = stages["LOWERED"]
-    plan = "\n".join(provided(stages["INTEGER"], pipeline.load_target("cuda")))
+    program = stages()["LOWERED"]
+    plan = "\n".join(provided(stages()["INTEGER"], pipeline.load_target("cuda")))
     for name in ("linear", "attention", "norm", "gated", "rotary", "quantize", "pack", "add", "merge_heads"):
         assert f"kernel cuda.integer_{name}" in plan
     verify_integer_only(program)
@@ -216,8 +224,21 @@ def test_a_model() -> None:
     assert called.count("integer_norm") == called.count("integer_quantize") == 1  # the head's: the last token between
     assert "integer_rotary" not in called and "integer_merge_heads" not in called
     inputs = prompt(program, 2, 3)
-    same(program.run(*inputs), stages["INTEGER"].run(*inputs))
+    same(program.run(*inputs), stages()["INTEGER"].run(*inputs))
     assert rows_of(program)(inputs) == 6  # tokens, not tokens of every head
+
+
+def test_what_a_decode_step_launches() -> None:
+    """Inductor takes the operators apart into our kernels; what is left to it is pointwise, but for the logits."""
+    found = launches(fakegpu.code_of_bucket(stages()["LOWERED"], tiles.FEW))
+    ours = [re.sub(r"_kernel_\d+$", "", name) for name in found if name.startswith("integer_")]
+    assert ours == [f"integer_{name}" for name in LAYER.split()]
+    assert all(name.startswith(("integer_", "triton_")) for name in found)
+    assert sum(name.startswith("triton_per") for name in found) <= 2
+
+
+LAYER = ("norm linear linear linear heads heads heads attention merge linear norm linear linear activation linear"
+         " norm norm norm linear")  # fmt: skip
 
 
 def prompt(program, batch: int, length: int) -> list[Tensor]:

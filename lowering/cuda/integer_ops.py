@@ -359,11 +359,12 @@ def integer_attention(
     mask = q if keep is None else keep.expand(batch, 1, tokens, length)
     steps = (0, 0, 0) if keep is None else (mask.stride(0), mask.stride(2), mask.stride(3))
     tile = integer_tiles.attention_tile(group * tokens, width, v_width)
-    args = (q, m, k, keys, values, mask, table, out, out_k, shared, tokens, length,
-            *(step // 2 for part in (keys, values) for step in part.stride()[:3]), *steps, scale_mantissa, scale_exponent)  # fmt: skip
+    pairs = [step // 2 for part in (keys, values) for step in part.stride()[:3]]
+    args = (q, m, k, keys, values, mask, table, out, out_k, shared, tokens, length, *pairs, *steps, scale_mantissa,
+            scale_exponent)  # fmt: skip
     grid = ((group * tokens + tile.rows - 1) // tile.rows, batch * shared)
     _launch(
-        integer_attention_kernel, grid, q, args, tile.warps, D=width, DV=v_width, G=group, UP=up, CLIP=clip, CAUSAL=causal,
-        KEEP=keep is not None, BM=tile.rows, BS=tile.keys, BD=tile.width, BV=tile.v_width,
+        integer_attention_kernel, grid, q, args, tile.warps, D=width, DV=v_width, G=group, UP=up, CLIP=clip,
+        CAUSAL=causal, KEEP=keep is not None, BM=tile.rows, BS=tile.keys, BD=tile.width, BV=tile.v_width,
     )  # fmt: skip
     return out.transpose(1, 2), out_k.transpose(1, 2)

@@ -51,7 +51,9 @@ def _row(x: Tensor, *rest: Any) -> str | None:
     return _wide(int(x.shape[-1])) or missing()
 
 
-def _refuses_quantize(x: Tensor, k: Tensor, bits: int, symmetric: bool, mantissa: int = 15, mode: str = "precise") -> Any:
+def _refuses_quantize(
+    x: Tensor, k: Tensor, bits: int, symmetric: bool, mantissa: int = 15, mode: str = "precise"
+) -> str | None:
     return _wide(int(x.shape[-1])) or _mode(mode, _AS_MEANT)
 
 

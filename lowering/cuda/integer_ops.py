@@ -307,10 +307,11 @@ def integer_linear(
         if zero is not None and sums is not None:
             total = total - zero.reshape(-1, 1) * sums
         out = mul_shift(rsh(mul_shift(total << up, mantissa), shift), m.reshape(-1, 1))
+        found = k + exponent + (up - 30)
     else:
-        out = _few_rows(flat, zero, m, weight, mantissa, shift, sums, counters, up)
+        row = (zero, m.contiguous(), k.contiguous())
+        out, found = _few_rows(flat, row, weight, (mantissa, shift, exponent, sums), counters, up)
     out = out.view(*codes.shape[:-1], out_features)
-    found = k + exponent + (up - 30)
     if bias is None or bias_exponent is None:
         return out, found
     if out_features > integer_tiles.WIDEST_ROW:
@@ -321,22 +322,25 @@ def integer_linear(
 
 
 def _few_rows(
-    flat: Tensor, zero: Tensor | None, m: Tensor, weight: Tensor, mantissa: Tensor, shift: Tensor, sums: Tensor | None,
-    counters: Tensor, up: int,
-) -> Tensor:  # fmt: skip
+    flat: Tensor, row: tuple[Tensor | None, Tensor, Tensor], weight: Tensor,
+    channel: tuple[Tensor, Tensor, Tensor, Tensor | None], counters: Tensor, up: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """row: zero, m, k; channel: mantissa, shift, exponent, sums."""
+    (zero, m, k), (mantissa, shift, exponent, sums) = row, channel
     run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, torch.int32)
     out = torch.empty(run.m, run.n, dtype=torch.int32, device=flat.device)
-    there = zero is not None and sums is not None
+    found, there = torch.empty_like(k), zero is not None and sums is not None
     kernel = wrap_triton(integer_linear_kernel) if flat.is_cuda else _on_cpu(integer_linear_kernel, flat)
     kernel[run.grid](
-        flat, zero if there else m, m, weight, sums if there else mantissa, mantissa, shift, out, run.workspace,
-        counters, run.m, run.n, run.k, run.k, run.k, run.n, ZERO=there, UP=up, BK=128, **run.launched(flat),
+        flat, zero if there else m, m, k, weight, sums if there else mantissa, mantissa, shift, exponent, out, found,
+        run.workspace, counters, run.m, run.n, run.k, run.k, run.k, run.n, ZERO=there, UP=up, BK=128,
+        **run.launched(flat),
     )  # fmt: skip
-    return out
+    return out, found
 
 
 def _even(cache: Tensor) -> bool:
-    """Whether each row begins at an even byte, as rows of an even width do in a dense cache."""
+    """Whether each row is known to begin at an even byte; a dense cache of an even width is made so."""
     return all(isinstance(step, int) and step % 2 == 0 for step in cache.stride()[:3])
 
 
@@ -355,11 +359,12 @@ def integer_attention(
     mask = q if keep is None else keep.expand(batch, 1, tokens, length)
     steps = (0, 0, 0) if keep is None else (mask.stride(0), mask.stride(2), mask.stride(3))
     tile = integer_tiles.attention_tile(group * tokens, width, v_width)
-    args = (q, m, k, keys, values, mask, table, out, out_k, shared, tokens, length,
-            *(step // 2 for part in (keys, values) for step in part.stride()[:3]), *steps, scale_mantissa, scale_exponent)  # fmt: skip
+    pairs = [step // 2 for part in (keys, values) for step in part.stride()[:3]]
+    args = (q, m, k, keys, values, mask, table, out, out_k, shared, tokens, length, *pairs, *steps, scale_mantissa,
+            scale_exponent)  # fmt: skip
     grid = ((group * tokens + tile.rows - 1) // tile.rows, batch * shared)
     _launch(
-        integer_attention_kernel, grid, q, args, tile.warps, D=width, DV=v_width, G=group, UP=up, CLIP=clip, CAUSAL=causal,
-        KEEP=keep is not None, BM=tile.rows, BS=tile.keys, BD=tile.width, BV=tile.v_width,
+        integer_attention_kernel, grid, q, args, tile.warps, D=width, DV=v_width, G=group, UP=up, CLIP=clip,
+        CAUSAL=causal, KEEP=keep is not None, BM=tile.rows, BS=tile.keys, BD=tile.width, BV=tile.v_width,
     )  # fmt: skip
     return out.transpose(1, 2), out_k.transpose(1, 2)

@@ -9,7 +9,7 @@ from qpass.lowering.cuda.tiles import FEW, current
 WIDEST_ROW = 16384
 """Channels that a program keeps in registers, at 16 warps 32 in each thread."""
 _VALUES = 2048  # in a program of short rows
-_INTERPRETED = 32768  # the interpreter takes its time for each program
+_INTERPRETED = 8192  # the interpreter takes its time for each program
 MOST_KEYS = 1 << 17
 """Keys from which on the int32 sums of an attention could overflow: 2^14 for each."""
 WIDEST_HEAD = 256

@@ -1,4 +1,4 @@
-"""Rows of heads of an integer-only program: (rotary embedding, then) rows, codes, or rows of the cache; and heads merged.
+"""Heads of an integer-only program: (rotary embedding, then) rows, codes, or rows of the cache; and heads merged.
 
 The rows of [batch, heads, tokens, width] are read where a linear left them, whatever the strides, and written densely.
 """

@@ -15,12 +15,13 @@ from qpass.lowering.triton.tile import tile_of
 
 @triton.jit
 def integer_linear_kernel(
-    x, x_zero, x_m, weight, sums, mantissa, shift, out, workspace, counters, M, N, K, stride_x, stride_w, stride_out,
+    x, x_zero, x_m, x_k, weight, sums, mantissa, shift, exponent, out, out_k, workspace, counters, M, N, K, stride_x,
+    stride_w, stride_out,
     ZERO: tl.constexpr, UP: tl.constexpr, SPLITS: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """x int8 [M, K]; weight int8 [N, K]; x_zero, x_m int32 [M]; sums, mantissa, shift int32 [N]; out int32 [M, N].
-    Grid: tiles of N times tiles of M, SPLITS."""
+    """x int8 [M, K]; weight int8 [N, K]; x_zero, x_m, x_k int32 [M]; sums, mantissa, shift int32 [N], exponent [1]; out
+    int32 [M, N], out_k [M]. Grid: tiles of N times tiles of M, SPLITS."""
     program, split = tl.program_id(0), tl.program_id(1)
     pn, pm = tile_of(program, tl.cdiv(M, BM), tl.cdiv(N, BN), 8)
     rn, rm = pn * BN + tl.arange(0, BN), pm * BM + tl.arange(0, BM)
@@ -49,4 +50,6 @@ def integer_linear_kernel(
             acc -= tl.load(sums + rows)[:, None] * tl.load(x_zero + rm, rm < M, 0)[None, :]
         acc = rsh_right(mul_shift(acc << UP, tl.load(mantissa + rows)[:, None]), tl.load(shift + rows)[:, None])
         acc = mul_shift(acc, tl.load(x_m + rm, rm < M, 0)[None, :])
+        if pn == 0:
+            tl.store(out_k + rm, tl.load(x_k + rm, rm < M, 0) + tl.load(exponent) + (UP - 30), rm < M)
         tl.store(out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None], acc, there & (rn < N)[:, None])

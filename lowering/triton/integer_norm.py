@@ -1,4 +1,4 @@
-"""Rows of an integer-only program: (a sum, then) (RMSNorm or LayerNorm, then) codes or rows, in one visit to each row."""
+"""Rows of an integer-only program: (a sum, then) (RMSNorm or LayerNorm, then) codes or rows, in one visit."""
 
 import triton
 import triton.language as tl

@@ -97,7 +97,7 @@ def _gated(layer: Layer, tokens: int, device: str) -> One:
 
 def _linear(layer: Layer, tokens: int, device: str) -> One:
     n, k = layer.inner, layer.hidden
-    codes, weight = (torch.randint(-127, 128, shape, dtype=torch.int8, device=device) for shape in ((tokens, k), (n, k)))
+    codes, weight = (torch.randint(-127, 128, (rows, k), dtype=torch.int8, device=device) for rows in (tokens, n))
     zero, m, e = (torch.full((tokens, 1), value, dtype=torch.int32, device=device) for value in (3, 20000, 30))
     sums = weight.sum(1, dtype=torch.int32)
     args = (codes, zero, m, e, weight, *_vector(n, device), sums, None, None, room(k, 255))

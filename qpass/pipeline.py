@@ -36,7 +36,7 @@ from qpass.passes.merge import merge
 from qpass.passes.plan import Plan, plan_program, provided, summarise
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
-from qpass.ranges import integer_ranges
+from qpass.ranges import integer_ranges, table_context
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.stages import STAGES, check
@@ -69,10 +69,25 @@ def _fuse(program: Program) -> Program:
 
 
 def _integer(options: Integer, program: Program) -> Program:
-    """``integerise``, and a proof that nothing in the result wraps within its context."""
+    """``integerise``, and a proof that nothing in the result wraps within its context, which the recipe or a table of
+    the model sets."""
     made = check(integerise(program, options))
+    if options.context is None and made.call is not None:
+        most = table_context(made, options.positions)
+        if 0 < most < options.positions:
+            made = check(integerise(program, replace(options, context=most)))
     integer_ranges(made)
     return made
+
+
+def _tokens(options: Integer | None, program: Program) -> str:
+    """A line of the plan."""
+    most = getattr(program.call, "context", 0)
+    assert options is not None
+    why = "as the recipe says" if options.context else "the default"
+    if most < options.positions:
+        why = f"as many positions as the model's table has; the default is {options.positions}"
+    return f"context: 1 to {most} tokens, past and new ({why})"
 
 
 def _lower(target: Target, program: Program) -> Program:
@@ -129,7 +144,7 @@ def run(
             trace.plan = replace(trace.plan, choices=solved.choices, methods=method_lines(program, recipe),
                                  bytes_after=trace.plan.bytes_before + saved, merges=solved.merges)  # fmt: skip
         if stage == "INTEGER" and trace.plan is not None:
-            trace.plan = replace(trace.plan, ops=provided(program, target))
+            trace.plan = replace(trace.plan, ops=(_tokens(recipe.integer, program), *provided(program, target)))
         if progress:
             progress(stage)
         if stage == until:

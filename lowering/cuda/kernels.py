@@ -152,38 +152,33 @@ def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _counters(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
     size = tiles.counters(padded_rows(case.out_features))
-    made = functools.partial(_zeros, size=size)
+    made = functools.partial(weights.zeros, size=size)
     return {"counters": Derived((names["codes"],), made, _meta((size,), torch.int32))}
 
 
-def _zeros(codes: Tensor, *, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.int32, device=codes.device)
-
-
-def _plain(names: Mapping[str, str], program: Program) -> dict[str, Derived]:
-    codes, scale = program.like(names["codes"]), program.like(names["scale"])
+def _plain(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
+    rows, fmt = case.out_features, case.scheme.weight
+    codes = _meta((rows, case.in_features), fmt.code_dtype)
     return {
         "plain": Derived((names["codes"],), Tensor.contiguous, codes),
-        "row_scale": Derived(
-            (names["scale"],), lambda s: s.flatten().contiguous(), _meta((scale.numel(),), scale.dtype)
-        ),
+        "row_scale": Derived((names["scale"],), lambda s: s.flatten().contiguous(), _meta((rows,), fmt.scale_dtype)),
     }
 
 
 def _prepare_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
     sums = Derived((names["codes"],), weights.row_sums, _meta((case.out_features,), torch.int32))
-    return {**_plain(names, program), "sum": sums, **_counters(names, case)}
+    return {**_plain(names, case), "sum": sums, **_counters(names, case)}
 
 
 def _call_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    codes, scale, zero = _signed(inputs)
+    codes, scale, zero = signed(inputs)
     return torch.ops.qpass_cuda.int8_linear(
         codes, scale, zero, found["plain"], found["row_scale"], found["sum"], bias, found["counters"], case.dtype
     )
 
 
-def _signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+def signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Unsigned codes moved to where int8 lives; no zero point for symmetric ones."""
     codes, scale, zero = inputs
     if codes.dtype is torch.int8:
@@ -192,7 +187,7 @@ def _signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _prepare_fp8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    return {**_plain(names, program), **_counters(names, case)}
+    return {**_plain(names, case), **_counters(names, case)}
 
 
 def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
@@ -264,7 +259,7 @@ def _scaled_sums(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, fm
 
 def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    codes, scale, zero = _signed(inputs)
+    codes, scale, zero = signed(inputs)
     lay = grouped(case.scheme.weight, 4, "plain", wide=True)
     assert lay is not None
     return torch.ops.qpass_cuda.w4a8_int8_linear(

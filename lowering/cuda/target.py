@@ -11,11 +11,13 @@ from qpass.errors import InputError, UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.experts import FLOAT, experts
+from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
 from qpass.lowering.inductor.modes import MODES
-from qpass.lowering.reference import DEQUANTIZE
+from qpass.lowering.reference import DEQUANTIZE, DEQUANTIZE_EXPERTS
 
 
 def configured(option: str = "", mode: str | None = None) -> Target:
@@ -29,8 +31,10 @@ def configured(option: str = "", mode: str | None = None) -> Target:
     capability = Capability.parse(option) if option else Capability.here()
     build = functools.partial(_build, capability=capability, mode=mode)
     name = f"cuda:{capability}" if capability.stated else "cuda"
-    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE},
-                  check=functools.partial(_check, capability))  # fmt: skip
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=JOINS,
+                  check=functools.partial(_check, capability),
+                  grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
 
 
 def _check(capability: Capability) -> None:

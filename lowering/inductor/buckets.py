@@ -81,7 +81,7 @@ def sources() -> str:
 
 def rows_of(program: Program) -> Callable[[list[Any]], int]:
     """A function of the flat inputs: the most rows that a linear of ours has in that call."""
-    counts = {_rows(node.meta["val"]) for node in program.nodes() if "qpass_cuda" in str(node.target)}
+    counts = {_rows(node.meta["val"]) for node in program.nodes() if _is_linear(node)}
     fixed = max((count for count in counts if isinstance(count, int)), default=0)
     where: dict[sympy.Symbol, tuple[int, int]] = {}
     for position, node in enumerate(program.placeholders()):
@@ -103,9 +103,15 @@ def rows_of(program: Program) -> Callable[[list[Any]], int]:
     return rows
 
 
-def _rows(value: Tensor) -> Any:
-    """The product of all sizes but the last: an int or a sympy expression."""
+def _is_linear(node: torch.fx.Node) -> bool:
+    name = str(node.target)
+    return "qpass_cuda" in name and "_linear" in name
+
+
+def _rows(value: Tensor | tuple[Tensor, ...]) -> Any:
+    """The product of all sizes but the last, of the first result: an int or a sympy expression."""
     count: Any = 1
+    value = value[0] if isinstance(value, tuple) else value
     for size in value.shape[:-1]:
         count = count * (size.node.expr if isinstance(size, torch.SymInt) else size)
     return int(count) if isinstance(count, int) or count.is_Integer else count

@@ -11,11 +11,13 @@ pytest.importorskip("triton")
 
 from tests.bench import gpu, gpu_model, gpu_page, gpu_peers
 from tests.bench.gpu_cases import FORMS, SHAPES, Linear
+from tests.bench.gpu_integer import TINY, cases
 
 
 def test_every_case_is_right() -> None:
     records = gpu.dry()
-    assert {record["form"] for record in records} == set(FORMS)
+    assert {record["form"] for record in records if "form" in record} == set(FORMS)
+    assert {record["integer"] for record in records if "integer" in record} == set(cases(TINY, 1, "cpu"))
     assert all(record["kernel"].startswith("cuda.") for record in records)
 
 

@@ -106,6 +106,8 @@ def _reason_against(program: Program, site: Site, include: Sequence[str], exclud
     if any(axis.powers.index.shape[0] != 1 or bool((axis.powers.power.abs() > 1).any()) for axis in site.columns):
         return "a channel follows several factors, or the square of one"
     schemes = [getattr(_plan(program, axis.node), "scheme", None) for axis in site.columns]
+    if not any(schemes) and any(_plan(program, axis.node, "experts") for axis in site.columns):
+        return "its consumers are experts, which the method does not look at"
     if not any(schemes):
         return "its consumers all stay in float: nothing to gain"
     if not any(scheme.input for scheme in schemes if scheme):
@@ -113,9 +115,9 @@ def _reason_against(program: Program, site: Site, include: Sequence[str], exclud
     return None
 
 
-def _plan(program: Program, node: str) -> Any:
+def _plan(program: Program, node: str, key: str = "plan") -> Any:
     try:
-        return program.value(node).meta.get("plan")
+        return program.value(node).meta.get(key)
     except KeyError:
         return None
 

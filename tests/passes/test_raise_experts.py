@@ -115,5 +115,5 @@ def test_gradients_reach_rows_and_weights() -> None:
 
 
 def test_that_methods_leave_experts_is_said() -> None:
-    plan = trace(column, False, {"methods": [{"method": "lwc"}], "linears": {"*": "int4:g8:asym"}}, "PLANNED")[0].plan
+    plan = trace(column, False, {"methods": ["lwc"], "linears": {"*": "int4:g8:asym"}}, "PLANNED")[0].plan
     assert "note: w: methods do not look at experts: rounded to nearest" in str(plan)

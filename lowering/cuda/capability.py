@@ -39,9 +39,9 @@ class Capability:
         return f"its order of registers is checked for {known}, not for {self}"
 
     @property
-    def neighbors(self) -> int:
-        """KW of a bfloat16 dot: how many elements along K are neighbors in a register (``triton.layout``)."""
-        return 2 if self.major == 9 else 4
+    def warp_groups(self) -> bool:
+        """Whether there are dots of warp groups."""
+        return self.major == 9
 
     @staticmethod
     def parse(text: str) -> Capability:

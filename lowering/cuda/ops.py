@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
@@ -56,7 +57,7 @@ def _words(packed: Tensor, x: Tensor, rows: int, layout: str) -> Tensor:
     """The packed words as the kernel reads them.
 
     Raises:
-        UnsupportedError: words of another shape than ``layout`` gives, or a layout that is another GPU's.
+        UnsupportedError: words of another shape than ``layout`` gives.
     """
     found = Layout.parse(layout)
     if packed.dtype is not torch.int32 or tuple(packed.shape) != found.shape(rows, x.shape[-1]):
@@ -64,7 +65,9 @@ def _words(packed: Tensor, x: Tensor, rows: int, layout: str) -> Tensor:
             f"packed words {list(packed.shape)} of {packed.dtype} for a {rows} x {x.shape[-1]} weight in {layout}",
             fix=f"pack it again: int32 {list(found.shape(rows, x.shape[-1]))}",
         )
-    return packed.view(torch.int8) if _assembly(x) else packed
+    if not _assembly(x):
+        return packed
+    return packed.view(torch.int8 if found.parts == 2 else torch.int16)
 
 
 class _Run:
@@ -90,52 +93,73 @@ class _Run:
         return {**self.common, "num_warps": self.tile.warps} if x.is_cuda else self.common
 
 
+def _joined(x: Tensor, group: int, layout: Layout) -> bool:
+    """Whether two parts of a K block are one dot: those of one group, where dots are waited for one by one."""
+    return _warp_groups(x) and 4 * group != layout.block
+
+
+def _four_bit(layout: Layout, group: int) -> Any:
+    if 4 * group == layout.block:
+        return tiles.PART_GROUP
+    return tiles.WIDE_BLOCK if layout.block == 256 else tiles.FOUR_BIT
+
+
 @triton_op("qpass_cuda::w4a16_linear", mutates_args={"counters"})
 def w4a16_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, counters: Tensor, out_features: int,
-    group: int, layout: str,
+    x: Tensor, packed: Tensor, meta: Tensor, scale: Tensor | None, bias: Tensor | None, counters: Tensor,
+    out_features: int, group: int, layout: str, scales: str, branch: Tensor | None = None, up: Tensor | None = None,
+    up_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """x ((code - zero) · scale)ᵀ + b. On a GPU the inputs are rounded to bfloat16; the result has their dtype."""
+    """x ((code - zero) · scale)ᵀ + b. On a GPU the inputs are rounded to bfloat16; the result has their dtype.
+
+    group 0: a row. scales: bf16 or f16, in ``meta``, or apart, in ``scale``. branch [..., r], up [N, r], up_scale [N]:
+    of a low-rank branch, + branch (up · up_scale)ᵀ.
+    """
     asm, flat = _assembly(x), _flat(x)
     if x.is_cuda:
         flat = flat.to(torch.bfloat16)
     found = Layout.parse(layout)
-    words = _words(packed, x, out_features, layout)
-    run = _Run(flat, out_features, found.block, tiles.FOUR_BIT, torch.float32)
+    words, own = _words(packed, x, out_features, layout), meta if scale is None else scale
+    run = _Run(flat, out_features, found.block, _four_bit(found, group), torch.float32)
     if tiles.current(run.m) is None and x.is_cuda:
         dense = torch.empty(out_features, run.k, dtype=flat.dtype, device=x.device)
         wrap_triton(dequantize_bf16_kernel)[(run.rows // 64, packed.shape[0])](
-            words, scale, zero, dense, run.n, run.k, run.rows,
-            GROUP=group, KW=found.neighbors, BN=64, BK=found.block, ASM=asm, num_warps=4,
+            words, meta, own, dense, run.n, run.k, run.rows,
+            GROUP=group, SCALE=scales, BN=64, BK=found.block, ASM=asm, num_warps=4,
         )  # fmt: skip
         result = torch.nn.functional.linear(flat, dense, None if bias is None else bias.to(flat.dtype))
+        result = _add_low_rank(result, branch, up, up_scale)
         return result.to(x.dtype).view(*x.shape[:-1], out_features)
     out = torch.empty(run.m, out_features, dtype=x.dtype, device=x.device)
+    second, options = _low_rank(flat, branch, up, up_scale)
     kernel = wrap_triton(w4a16_kernel) if x.is_cuda else _on_cpu(w4a16_kernel, x)
     kernel[run.grid](
-        flat, words, scale, zero, scale if bias is None else bias, out, run.workspace, counters, run.m, run.n, run.k,
-        run.k, out_features, run.rows,
-        GROUP=group, HAS_BIAS=bias is not None, KW=found.neighbors, BK=found.block, ASM=asm, **run.launched(x),
+        flat, words, meta, own, own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n,
+        run.k, run.k, out_features, run.rows, GROUP=group, SCALE=scales, HAS_BIAS=bias is not None, BK=found.block,
+        JOINED=_joined(x, group, found), ASM=asm, **options, **run.launched(x),
     )  # fmt: skip
     return out.view(*x.shape[:-1], out_features)
 
 
 @triton_op("qpass_cuda::w4a8_int8_linear", mutates_args={"counters"})
 def w4a8_int8_linear(
-    codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, packed: Tensor, scale: Tensor, zero: Tensor, sums: Tensor,
-    bias: Tensor | None, counters: Tensor, out_features: int, group: int, layout: str, dtype: torch.dtype,
+    codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, packed: Tensor, meta: Tensor, scale: Tensor | None,
+    sums: Tensor, bias: Tensor | None, counters: Tensor, out_features: int, group: int, layout: str, scales: str,
+    dtype: torch.dtype, branch: Tensor | None = None, up: Tensor | None = None, up_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """s_x (x - z_x) ((code - zero) · scale)ᵀ + b: int8 codes, x_zero None for symmetric inputs; group 0: a row."""
+    """s_x (x - z_x) ((code - zero) · scale)ᵀ + b: int8 codes, x_zero None for symmetric inputs; else as w4a16."""
     flat, found = _flat(codes), Layout.parse(layout)
-    words = _words(packed, codes, out_features, layout)
-    run = _Run(flat, out_features, found.block, tiles.WIDE_BLOCK, torch.float32 if group else torch.int32)
+    words, own = _words(packed, codes, out_features, layout), meta if scale is None else scale
+    run = _Run(flat, out_features, found.block, _four_bit(found, group), torch.float32 if group else torch.int32)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
+    second, options = _low_rank(x_scale, branch, up, up_scale)
     kernel = wrap_triton(w4a8_int8_kernel) if codes.is_cuda else _on_cpu(w4a8_int8_kernel, codes)
     kernel[run.grid](
-        flat, x_scale, x_scale if x_zero is None else x_zero, words, scale, zero, sums,
-        scale if bias is None else bias, out, run.workspace, counters, run.m, run.n, run.k, run.k, out_features,
-        run.rows, GROUP=group, ZERO=x_zero is not None, HAS_BIAS=bias is not None, BK=found.block,
-        ASM=_assembly(codes), **run.launched(codes),
+        flat, x_scale, x_scale if x_zero is None else x_zero, words, meta, own, sums,
+        own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n, run.k, run.k, out_features,
+        run.rows, GROUP=group, SCALE=scales, SIGNED=found.order == "signed", ZERO=x_zero is not None,
+        HAS_BIAS=bias is not None, BK=found.block, JOINED=_joined(codes, group, found), ASM=_assembly(codes),
+        **options, **run.launched(codes),
     )  # fmt: skip
     return out.view(*codes.shape[:-1], out_features)
 
@@ -144,8 +168,11 @@ def w4a8_int8_linear(
 def w4a8_fp8_linear(
     codes: Tensor, x_scale: Tensor, packed: Tensor, tables: Tensor, choice: Tensor, factor: Tensor,
     bias: Tensor | None, counters: Tensor, out_features: int, group: int, layout: str, dtype: torch.dtype,
+    branch: Tensor | None = None, up: Tensor | None = None, up_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """s_x c_n Σ x · byte + b: E4M3 codes; ``choice`` uint8 rows of the tables, or a float dtype: scales of groups."""
+    """s_x c_n Σ x · byte + b: E4M3 codes; ``choice`` uint8 rows of the tables, or a float dtype: scales of groups.
+
+    branch, up, up_scale: as for w4a16."""
     flat, found, real = _flat(codes), Layout.parse(layout), choice.dtype is not torch.uint8
     words = _words(packed, codes, out_features, layout)
     run = _Run(flat, out_features, found.block, tiles.FOUR_BIT, torch.float32)
@@ -157,13 +184,15 @@ def w4a8_fp8_linear(
             GROUP=group, BN=64, BK=found.block, ASM=asm, num_warps=4,
         )  # fmt: skip
         result = _scaled(flat, x_scale, dense, factor.narrow(0, 0, out_features), bias, dtype)
+        result = _add_low_rank(result, branch, up, up_scale)
         return result.view(*codes.shape[:-1], out_features)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
+    second, options = _low_rank(x_scale, branch, up, up_scale)
     kernel = wrap_triton(w4a8_fp8_kernel) if codes.is_cuda else _on_cpu(w4a8_fp8_kernel, codes)
     kernel[run.grid](
-        flat, x_scale, words, tables, choice, factor, factor if bias is None else bias, out, run.workspace, counters,
-        run.m, run.n, run.k, run.k, out_features, run.rows,
-        GROUP=group, REAL=real, HAS_BIAS=bias is not None, BK=found.block, ASM=asm, **run.launched(codes),
+        flat, x_scale, words, tables, choice, factor, factor if bias is None else bias, *second, out, run.workspace,
+        counters, run.m, run.n, run.k, run.k, out_features, run.rows, GROUP=group, REAL=real,
+        HAS_BIAS=bias is not None, BK=found.block, ASM=asm, **options, **run.launched(codes),
     )  # fmt: skip
     return out.view(*codes.shape[:-1], out_features)
 
@@ -232,6 +261,31 @@ def _eight_bit(
         INTEGER=integer, ZERO=x_zero is not None, HAS_BIAS=bias is not None, BK=128, **run.launched(flat),
     )  # fmt: skip
     return out
+
+
+def _low_rank(
+    other: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+    """(branch, U and its scales, the kernel's options) of a second dot; without a branch, ``other`` in their place."""
+    if branch is None or up is None:
+        return (other, other, other), {}
+    rank = up.shape[1]
+    flat = _flat(branch)
+    if branch.is_cuda:
+        flat = flat.to(torch.bfloat16)
+        up = up if up.dtype is torch.int8 else up.to(torch.bfloat16)
+    options = {"RANK": rank, "PADDED": max(16, triton.next_power_of_2(rank)), "INT8_UP": up.dtype is torch.int8}
+    return (flat, up, other if up_scale is None else up_scale), options
+
+
+def _add_low_rank(
+    result: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
+) -> Tensor:
+    """The same where the dot is Inductor's."""
+    if branch is None or up is None:
+        return result
+    dense = up.to(result.dtype) if up_scale is None else (up * up_scale.reshape(-1, 1)).to(result.dtype)
+    return result + torch.nn.functional.linear(_flat(branch).to(result.dtype), dense)
 
 
 def _stock_fp8(width: int, out_features: int, dtype: torch.dtype) -> bool:

@@ -33,6 +33,7 @@ class Tile:
 
 FOUR_BIT = {FEW: Tile(16, 128, 4, 4), SOME: Tile(64, 64, 4, 3), None: Tile(128, 128, 8, 3)}
 WIDE_BLOCK = {FEW: Tile(16, 128, 4, 3), SOME: Tile(64, 64, 4, 3), None: Tile(128, 128, 8, 3)}
+PART_GROUP = {FEW: Tile(16, 128, 4, 3), SOME: Tile(64, 64, 4, 3), None: Tile(64, 128, 8, 3)}
 EIGHT_BIT = {FEW: Tile(16, 64, 4, 6), SOME: Tile(64, 64, 4, 5), None: Tile(128, 128, 8, 3)}
 FP8_BLOCK = {FEW: Tile(16, 128, 4, 5), SOME: Tile(64, 64, 4, 5), None: Tile(128, 128, 8, 4)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,10 +107,11 @@ def test_without_triton_every_kernel_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unknown_triton_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qpass.lowering.cuda.kernels.CHECKED_TRITON", ("0.",))
     assert choice("w4a16-g128", "cuda:sm_90") == ("cuda.w4a16_linear", [])
-    assert register_order.differs("sm_90", 2) is None
-    found = register_order.differs("sm_90", 4)  # as if registers held four neighbors of a 16-bit dot
+    assert register_order.differs("sm_90") is None
+    monkeypatch.setattr(register_order, "properties", lambda built: SimpleNamespace(words=(16, 0)))
+    found = register_order.differs.__wrapped__("sm_90")
     assert found is not None and "does not hold words as they are packed (0 of 16 straight from a load)" in found
-    monkeypatch.setattr(register_order, "differs", lambda target, neighbors: found)
+    monkeypatch.setattr(register_order, "differs", lambda target: found)
     name, refusals = choice("w4a8-fp-m2", "cuda:sm_90")
     assert name == "reference.dequantize" and refusals == [f"cuda.w4a8_fp8_linear: {found}"]
 

@@ -123,7 +123,7 @@ class Target:
     ``check`` raises UnsupportedError where this machine cannot compile for it, before any work is done.
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
-    ``joins`` are applied to what the providers call, in their order.
+    ``joins`` are applied to what the providers call, in their order; then ``rewrite`` to the lowered graph.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Target:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     regions: bool = False
     joins: tuple[Join, ...] = ()
+    rewrite: Callable[[torch.fx.Graph], None] = lambda graph: None
     check: Callable[[], object] = lambda: None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:

@@ -58,7 +58,8 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
     ]
     if recipe.integer is not None:
         return [*begin, ("INTEGER", partial(_integer, recipe.integer)), ("LOWERED", partial(_lower, target))]
-    return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", partial(lower, providers=target.providers))]
+    lowered = partial(lower, providers=target.providers, rewrite=target.rewrite)
+    return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", lowered)]
 
 
 def _integer(options: Integer, program: Program) -> Program:

@@ -16,6 +16,7 @@ from qpass.formats import Format
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel
 from qpass.lowering.cuda import tiles, weights
+from qpass.lowering.cuda.branch import MAX_RANK
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.weights import ONE_GROUP, Grouped, kept_apart
 from qpass.lowering.triton.layout import ORDERS, Layout, padded_rows
@@ -330,6 +331,22 @@ def _call_w4a8_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias
     )  # fmt: skip
 
 
+def _refuses_up(case: Case, capability: Capability) -> str | None:
+    """U of a low-rank branch, or any linear of few inputs."""
+    if case.scheme.input is not None or case.scheme.weight.element != "int8" or case.in_features > MAX_RANK:
+        return OTHER_KIND
+    return None if _plain_channel(case.scheme.weight, "int8") else "it takes int8:channel:sym weights"
+
+
+def _prepare_up(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    return _plain(names, program)
+
+
+def _call_up(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    return torch.ops.qpass_cuda.low_rank_up(inputs[0], found["plain"], found["row_scale"], bias)
+
+
 _FEW = f"up to {tiles.SOME} rows weights are the left operand, with split K"
 _STOCK = f"{_FEW}; above, Inductor's dot with all that follows it in one kernel"
 _DENSE = f"{_FEW}; from {tiles.DENSE} rows weights are written out once for Inductor's dot"
@@ -353,4 +370,6 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
              _call_w4a8_int8),
         made("w4a8_fp8_linear", f"{_DENSE}, exactly, where scales are powers of two", _refuses_w4a8_fp8,
              _prepare_w4a8_fp8, _call_w4a8_fp8),
+        made("low_rank_up", "behind V: a second dot in the kernel of its linear, if that has 4-bit weights",
+             _refuses_up, _prepare_up, _call_up),
     )  # fmt: skip

@@ -263,6 +263,13 @@ def _eight_bit(
     return out
 
 
+@triton_op("qpass_cuda::low_rank_up", mutates_args=())
+def low_rank_up(x: Tensor, up: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x (up · scale)ᵀ + b: up int8 [N, r], scale [N]. By itself it is Inductor's; ``branch`` joins it to its linear."""
+    dense = (up.to(torch.float32) * scale.to(torch.float32)[:, None]).to(x.dtype)
+    return torch.nn.functional.linear(x, dense, bias)
+
+
 def _low_rank(
     other: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
@@ -274,6 +281,7 @@ def _low_rank(
     if branch.is_cuda:
         flat = flat.to(torch.bfloat16)
         up = up if up.dtype is torch.int8 else up.to(torch.bfloat16)
+    up = up.contiguous()  # as a decomposition gave it
     options = {"RANK": rank, "PADDED": max(16, triton.next_power_of_2(rank)), "INT8_UP": up.dtype is torch.int8}
     return (flat, up, other if up_scale is None else up_scale), options
 
@@ -284,7 +292,7 @@ def _add_low_rank(
     """The same where the dot is Inductor's."""
     if branch is None or up is None:
         return result
-    dense = up.to(result.dtype) if up_scale is None else (up * up_scale.reshape(-1, 1)).to(result.dtype)
+    dense = up.to(result.dtype) if up_scale is None else (up * up_scale[:, None]).to(result.dtype)
     return result + torch.nn.functional.linear(_flat(branch).to(result.dtype), dense)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
+from qpass.lowering.cuda.branch import join_branches
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
@@ -27,7 +28,7 @@ def configured(option: str = "") -> Target:
     build = functools.partial(_build, capability=capability)
     name = f"cuda:{capability}" if capability.stated else "cuda"
     return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE},
-                  check=functools.partial(_check, capability))  # fmt: skip
+                  rewrite=join_branches, check=functools.partial(_check, capability))  # fmt: skip
 
 
 def _check(capability: Capability) -> None:

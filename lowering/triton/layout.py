@@ -5,7 +5,7 @@ stored order is the registers' order, so that a 16-byte load gives a lane four w
 is exchanged between lanes, and one 32-bit word, or two, are the input of one unpacking.
 
     memory  [K / BK][N / 16][BK / 64][8 rows][4 lanes][J][row, row + 8][KW] elements
-    element of (n, k) for k < BK / P: the codes of (n, k + p BK / P) for p < P; ``order`` says where in a word each lies.
+    element of (n, k) for k < BK / P: the codes of (n, k + p BK / P) for p < P; ``order`` says where in it each lies.
             The parts p of a K block are dots of their own, and a group is a part, or several.
 
 KW is how many elements along K are neighbors in registers: four bytes of them after unpacking. Nothing depends on the

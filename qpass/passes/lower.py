@@ -25,13 +25,13 @@ from qpass.passes.spell import Builder, spell_input
 
 def lower(
     program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False,
-    joins: Sequence[Join] = (),
+    joins: Sequence[Join] = (), rewrite: Callable[[fx.Graph], None] = lambda graph: None,
 ) -> Program:  # fmt: skip
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 
     ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
     ``regions``: leave an integer op one node, whose target is its meaning, traced once per op and types.
-    ``joins``: the target's too, of what providers call.
+    ``joins``: the target's too, of what providers call. ``rewrite``: what it does with the graph at the end.
     """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
@@ -49,6 +49,7 @@ def lower(
     history.update({name: ("packed for the target",) for name in made if name not in params})
     params = made | params
     join(graph, joins)
+    rewrite(graph)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")

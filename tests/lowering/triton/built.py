@@ -41,7 +41,9 @@ def built(
     return made, tile.bn * constants.get("BK", 128)
 
 
-def _kind(name: str, group: int, real: bool, signed: bool, target: str) -> tuple[Any, Any, dict[str, str], dict[str, Any]]:
+def _kind(
+    name: str, group: int, real: bool, signed: bool, target: str
+) -> tuple[Any, Any, dict[str, str], dict[str, Any]]:
     asm = target.startswith("sm_")
     elements = "*i8" if name == "w4a8_fp8" else "*i16"
     packed = {"packed": elements if asm else "*i32"}

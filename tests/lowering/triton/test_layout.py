@@ -88,7 +88,7 @@ def test_wrong_words_and_layouts_are_refused() -> None:
         Layout(128, "plane")
     with pytest.raises(InputError, match="blocks of 96"):
         Layout(96, "plain")
-    with pytest.raises(InputError, match="blocks of 64 in order plain. Fix: use 128 or 256"):
+    with pytest.raises(InputError, match=r"blocks of 64 in order plain.*use 128 or 256"):
         Layout(64, "plain")
     with pytest.raises(InputError, match="is not a layout"):
         Layout.parse("plain")

@@ -91,6 +91,23 @@ def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
         assert bucket is None or found.per_weight(weights, kernel) <= budget
 
 
+SECOND = [("w4a16", BF16, 16), ("w4a8_int8", INT8, 16), ("w4a8_fp8", FP8, 64)]
+
+
+@pytest.mark.parametrize(("name", "kinds", "bucket"), SECOND)
+def test_a_second_dot(name: str, kinds: str, bucket: int) -> None:
+    """A low-rank branch is a bfloat16 dot behind the loop, which stays as it is."""
+    kernel, weights = built(name, bucket, rank=32)
+    plain, _ = built(name, bucket)
+    found, before = properties(kernel), properties(plain)
+    shape = {"n": bucket, "k": 16 if kinds == BF16 else 32, "kinds": kinds}
+    assert found.matrix == {WGMMA.format(**shape), WGMMA.format(n=bucket, k=16, kinds=BF16)}
+    assert found.conversions == 0 and kernel.shared <= SHARED
+    if kernel.sass:
+        assert (kernel.stack, found.spills) == (0, 0)
+        assert found.per_weight(weights, kernel) <= before.per_weight(weights, plain) + 0.1
+
+
 GROUPS_SM_80 = [("w4a16", 0, 2.2), ("w4a16", 64, 2.6), ("w4a16", 32, 3.3), ("w4a8_int8", 64, 2.2)]
 
 

@@ -131,7 +131,7 @@ def w4a16_linear(
         result = _add_low_rank(result, branch, up, up_scale)
         return result.to(x.dtype).view(*x.shape[:-1], out_features)
     out = torch.empty(run.m, out_features, dtype=x.dtype, device=x.device)
-    second, options = _low_rank(flat, branch, up, up_scale)
+    second, options = _low_rank(meta, branch, up, up_scale)
     kernel = wrap_triton(w4a16_kernel) if x.is_cuda else _on_cpu(w4a16_kernel, x)
     kernel[run.grid](
         flat, words, meta, own, own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n,
@@ -152,10 +152,10 @@ def w4a8_int8_linear(
     words, own = _words(packed, codes, out_features, layout), meta if scale is None else scale
     run = _Run(flat, out_features, found.block, _four_bit(found, group), torch.float32 if group else torch.int32)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
-    second, options = _low_rank(x_scale, branch, up, up_scale)
+    second, options = _low_rank(meta, branch, up, up_scale)
     kernel = wrap_triton(w4a8_int8_kernel) if codes.is_cuda else _on_cpu(w4a8_int8_kernel, codes)
     kernel[run.grid](
-        flat, x_scale, x_scale if x_zero is None else x_zero, words, meta, own, sums,
+        flat, x_scale, counters if x_zero is None else x_zero, words, meta, own, sums,
         own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n, run.k, run.k, out_features,
         run.rows, GROUP=group, SCALE=scales, SIGNED=found.order == "signed", ZERO=x_zero is not None,
         HAS_BIAS=bias is not None, BK=found.block, JOINED=_joined(codes, group, found), ASM=_assembly(codes),
@@ -187,7 +187,7 @@ def w4a8_fp8_linear(
         result = _add_low_rank(result, branch, up, up_scale)
         return result.view(*codes.shape[:-1], out_features)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
-    second, options = _low_rank(x_scale, branch, up, up_scale)
+    second, options = _low_rank(factor, branch, up, up_scale)
     kernel = wrap_triton(w4a8_fp8_kernel) if codes.is_cuda else _on_cpu(w4a8_fp8_kernel, codes)
     kernel[run.grid](
         flat, x_scale, words, tables, choice, factor, factor if bias is None else bias, *second, out, run.workspace,
@@ -256,7 +256,7 @@ def _eight_bit(
     out = torch.empty(run.m, run.n, dtype=dtype, device=flat.device)
     kernel = wrap_triton(eight_bit_kernel) if flat.is_cuda else _on_cpu(eight_bit_kernel, flat)
     kernel[run.grid](
-        flat, x_scale, x_scale if x_zero is None else x_zero, weight, scale, sums, scale if bias is None else bias,
+        flat, x_scale, counters if x_zero is None else x_zero, weight, scale, sums, scale if bias is None else bias,
         out, run.workspace, counters, run.m, run.n, run.k, run.k, run.k, run.n,
         INTEGER=integer, ZERO=x_zero is not None, HAS_BIAS=bias is not None, BK=128, **run.launched(flat),
     )  # fmt: skip
@@ -273,9 +273,11 @@ def low_rank_up(x: Tensor, up: Tensor, scale: Tensor, bias: Tensor | None) -> Te
 def _low_rank(
     other: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
-    """(branch, U and its scales, the kernel's options) of a second dot; without a branch, ``other`` in their place."""
+    """(branch, U and its scales, the kernel's options) of a second dot; without a branch ``other`` in their place.
+
+    That has to be a parameter: what is computed would be written once for each place where it is passed."""
     if branch is None or up is None:
-        return (other, other, other), {}
+        return (other, other, other), {"RANK": 0, "PADDED": 16, "INT8_UP": False}
     rank = up.shape[1]
     flat = _flat(branch)
     if branch.is_cuda:

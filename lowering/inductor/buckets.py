@@ -15,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch._inductor.virtualized import V
 
 from qpass.graph.program import Program, materialise
@@ -22,8 +23,11 @@ from qpass.lowering.cuda import tiles
 from qpass.lowering.inductor.choices import RowsInRegisters
 from qpass.lowering.inductor.compile import compile_program
 
-OPTIONS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
-"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel."""
+_EPILOGUE = "epilogue_fusion_user_defined_triton_kernel"
+OPTIONS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN",
+           **({_EPILOGUE: True} if hasattr(config, _EPILOGUE) else {})}  # fmt: skip
+"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel; and
+from torch 2.13 on an activation behind a kernel of ours is in that, if it is the only reader and K is not split."""
 
 
 class Bucketed(torch.nn.Module):

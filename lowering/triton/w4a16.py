@@ -20,7 +20,7 @@ def w4a16_kernel(
     x, packed, meta, scale, bias, branch, up, up_scale, out, workspace, counters, M, N, K, stride_x, stride_out, rows,
     GROUP: tl.constexpr, SCALE: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, JOINED: tl.constexpr,
-    ASM: tl.constexpr, RANK: tl.constexpr = 0, PADDED: tl.constexpr = 16, INT8_UP: tl.constexpr = False,
+    ASM: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] bfloat16 (any float without ASM); packed words; meta int32 [groups, rows] (``decode``); scale
     [groups, rows], read for SCALE apart, which GROUP 0 needs; out [M, N]. Grid: tiles of N times tiles of M, SPLITS.

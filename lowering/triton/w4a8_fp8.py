@@ -21,7 +21,7 @@ def w4a8_fp8_kernel(
     stride_out, rows,
     GROUP: tl.constexpr, REAL: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
-    RANK: tl.constexpr = 0, PADDED: tl.constexpr = 16, INT8_UP: tl.constexpr = False,
+    RANK: tl.constexpr, PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x E4M3 [M, K]; x_scale float32 [M]; packed words; tables int32 [16, 2]; choice uint8 [groups, rows], a row of
     tables, or with REAL a scale, float32 or bfloat16; factor float32 [rows]; out [M, N]. GROUP: BK / 2, BK or more."""

@@ -22,8 +22,8 @@ def w4a8_int8_kernel(
     stride_x, stride_out, rows,
     GROUP: tl.constexpr, SCALE: tl.constexpr, SIGNED: tl.constexpr, ZERO: tl.constexpr, SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, JOINED: tl.constexpr, ASM: tl.constexpr, RANK: tl.constexpr = 0,
-    PADDED: tl.constexpr = 16, INT8_UP: tl.constexpr = False,
+    STAGES: tl.constexpr, JOINED: tl.constexpr, ASM: tl.constexpr, RANK: tl.constexpr,
+    PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x int8 [M, K]; x_scale float32, x_zero int32 [M]; packed words, meta and scale as for ``w4a16``; sums float32
     [rows]; out [M, N]. GROUP: BK / 4, BK / 2, BK, a multiple of it, or 0 for one scale a row."""

@@ -52,7 +52,8 @@ class Capability:
         """
         found = re.fullmatch(r"(?:sm_)?(\d+)(\d)", text)
         if found is None:
-            raise InputError(f"{text!r} is not a compute capability", fix="write sm_90 or sm_80")
+            fix = "write sm_90 or sm_80, and tuned behind a comma"
+            raise InputError(f"{text!r} is not a compute capability", fix=fix)
         return Capability(int(found[1]), int(found[2]))
 
     @staticmethod

@@ -33,9 +33,9 @@ from torch 2.13 on an activation behind a kernel of ours is in that, if it is th
 class Bucketed(torch.nn.Module):
     """Flat tensors in, flat tuple out; weights are buffers named as the program's parameters."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, tuned: bool = False) -> None:
         super().__init__()
-        self._program, self._rows = program, rows_of(program)
+        self._program, self._rows, self._tuned = program, rows_of(program), tuned
         self._artifacts: dict[int | None, Any] = {}
         self._attributes: list[str] = []
         for name, tensor in materialise(program).items():
@@ -48,16 +48,20 @@ class Bucketed(torch.nn.Module):
         dense = [value.contiguous() if isinstance(value, Tensor) else value for value in inputs]
         bucket = tiles.bucket_of(self._rows(dense))
         if bucket not in self._artifacts:
-            self._artifacts[bucket] = compile_bucket(self._program, bucket)
+            self._artifacts[bucket] = compile_bucket(self._program, bucket, tuned=self._tuned)
         weights = [self._buffers[attribute] for attribute in self._attributes]
         with torch.no_grad():
             return tuple(self._artifacts[bucket](*weights, *dense))
 
 
-def compile_bucket(program: Program, bucket: int | None) -> Any:
-    """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by."""
-    tag = f"{torch.compiler.config.cache_key_tag}{bucket}{sources()}"
-    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices():
+def compile_bucket(program: Program, bucket: int | None, *, tuned: bool = False) -> Any:
+    """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by.
+
+    ``tuned``: tiles of our kernels are timed at the first run; Inductor keeps the best in its cache, by the source of
+    the kernel, the candidates and the sizes.
+    """
+    tag = f"{torch.compiler.config.cache_key_tag}{bucket}{tuned}{sources()}"
+    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket, tuned=tuned), our_choices():
         return compile_program(program, OPTIONS)
 
 

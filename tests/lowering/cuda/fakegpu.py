@@ -121,7 +121,9 @@ def _on_cuda(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def code_of_bucket(program: Program, bucket: int | None, capability: tuple[int, int] = (9, 0)) -> str:
+def code_of_bucket(
+    program: Program, bucket: int | None, capability: tuple[int, int] = (9, 0), *, tuned: bool = False
+) -> str:
     """What ``compile_bucket`` would compile: the program's own symbolic sizes, on a GPU."""
     modes = {node.meta["val"].fake_mode for node in program.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")}
     (mode,) = modes
@@ -133,7 +135,7 @@ def code_of_bucket(program: Program, bucket: int | None, capability: tuple[int, 
                 kind = {"dtype": value.dtype, "device": "cuda"}
                 node.meta["val"] = torch.empty_strided(value.shape, value.stride(), **kind)
     moved = program.with_graph(graph)
-    return _captured(lambda: compile_bucket(moved, bucket), capability, contextlib.nullcontext())
+    return _captured(lambda: compile_bucket(moved, bucket, tuned=tuned), capability, contextlib.nullcontext())
 
 
 def _moved(argument: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,6 +124,16 @@ def test_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name.startswith("triton_") for name in found)
     reductions = [name for name in found if name.startswith("triton_per") and "amax" in name and "softmax" not in name]
     assert len(reductions) == 4  # inputs of qkv, of o, of gate and up, of down
+
+
+def test_tiles_are_tried_where_that_is_asked_for() -> None:
+    """Inductor gets the candidates of the kernel; otherwise one tile, whatever the GPU."""
+    model = nn.Linear(1024, 256, bias=False).to(BF16).eval()
+    program = qpass.trace(model, "w4a16-g128", args=(torch.zeros(4, 1024, dtype=BF16),), target="cuda")["LOWERED"]
+    for bucket in (tiles.FEW, tiles.DENSE):
+        (plain,), (tuned,) = (re.findall(r"user_autotune\(\s*configs=(\[.*?\]),\n", fakegpu.code_of_bucket(
+            program, bucket, tuned=tuned)) for tuned in (False, True))  # fmt: skip
+        assert plain.count("num_warps") == 1 and 2 <= tuned.count("'BN'") == tuned.count("num_warps") <= 12
 
 
 @triton.jit

@@ -220,5 +220,20 @@ def test_words_of_another_layout_are_refused(change: str) -> None:
     (words, meta, _), (group, layout, kind) = packed(codes, found, fmt, "bf16")
     words = {"shape": words[:, :4], "dtype": words.to(torch.int64), "layout": words}[change]
     layout = "k256-bf16" if change == "layout" else layout
-    with pytest.raises(UnsupportedError, match=r"packed words .* for a 16 x 128 weight in k\d+-bf16.*pack it again"):
+    text = r"w4a16_linear: packed words .* for a 16 x 128 weight in k\d+-bf16.*pack it again"
+    with pytest.raises(UnsupportedError, match=text):
         ops.w4a16_linear(torch.randn(2, 128), words, meta, None, None, counters(16), 16, group, layout, kind)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    codes, found, fmt = four_bit(16, 256, "int4:g128:asym")
+    (words, meta, _), (group, layout, kind) = packed(codes, found, fmt, "bf16")
+    x, count = torch.randn(2, 256), counters(16)
+    with pytest.raises(UnsupportedError, match=r"w4a16_linear: words of groups \[1, 128\].*int32 \[2, 128\]"):
+        ops.w4a16_linear(x, words, meta[:1], None, None, count, 16, group, layout, kind)
+    with pytest.raises(UnsupportedError, match=r"w4a16_linear: groups of 48 in K blocks of 128.*a fourth of a block"):
+        ops.w4a16_linear(x, words, meta, None, None, count, 16, 48, layout, kind)
+    weight, one = torch.zeros(24, 64, dtype=torch.int8), torch.ones(24)
+    for wrong, text in ((weight[:, :32], r"a weight \[24, 32\]"), (weight.t().contiguous().t(), r"strides \(1, 24\)")):
+        with pytest.raises(UnsupportedError, match=rf"int8_linear: inputs \[2, 64\] of torch.int8 for .*{text}"):
+            ops.int8_linear(weight[:2], one[:2, None], None, wrong, one, one.int(), None, count, torch.float32)

@@ -16,7 +16,7 @@ from qpass import pipeline
 from qpass.errors import InputError, UnsupportedError
 from qpass.formats import Format, Scheme
 from qpass.lowering import Case
-from qpass.lowering.cuda import tiles
+from qpass.lowering.cuda import candidates, tiles
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
@@ -179,6 +179,30 @@ def test_buckets_and_splits() -> None:
             tile = tiles.tile(table, bucket)
             for rows in range(1, bucket + 1):
                 assert 4096 // tile.bn * -(-rows // tile.bm) <= tiles.counters(4096)
+
+
+def test_tiles_to_try() -> None:
+    default = tiles.FOUR_BIT[16]
+    usual = tiles.choices(default, "w4a16", "sm_90", 16, 4096, 32)
+    assert usual == ((default, 8),)  # off: the same wherever it runs
+    with tiles.compiling_for(16, tuned=True):
+        found = tiles.choices(default, "w4a16", "sm_90", 16, 28672, 32)
+        assert found[0] == (default, 1) and 4 <= len(found) <= 12 and len(set(found)) == len(found)
+        assert {count for _, count in found} == {1, 2}
+        assert tiles.choices(default, "w4a16", None, 16, 4096, 32) == usual  # a GPU without a list
+        assert tiles.choices(default, "", "sm_90", 16, 4096, 32) == usual
+    for (_, _, rows), sizes in candidates.TILES.items():
+        assert 0 < len(sizes) <= (12 if rows == "many" else 6)
+        bucket = {"few": 16, "some": 64, "many": 1024}[rows]
+        for bm, bn, *_ in sizes if rows != "many" else ():  # a counter for each tile
+            assert 4096 // bn * -(-bucket // bm) <= tiles.counters(4096)
+
+
+def test_tuning_is_asked_for_by_the_targets_name() -> None:
+    target = pipeline.load_target("cuda:sm_80,tuned")
+    assert target.name == "cuda:sm_80,tuned" and target.build.keywords["tuned"] is True
+    assert pipeline.load_target("cuda:tuned").name.endswith("tuned")
+    assert pipeline.load_target("cuda:sm_80").build.keywords["tuned"] is False
 
 
 def test_rows_of_a_call() -> None:

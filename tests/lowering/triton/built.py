@@ -27,11 +27,11 @@ TYPES = {
 @functools.cache
 def built(
     name: str, bucket: int | None, target: str = "sm_90", group: int = 128, real: bool = False, signed: bool = False,
-    rank: int = 0,
+    rank: int = 0, tile: tiles.Tile | None = None,
 ) -> tuple[Built, int]:
     """(the kernel ``name`` with the tile of a bucket, the weights of one round of its loop)."""
     kernel, table, types, constants = _kind(name, group, real, signed, target)
-    tile = tiles.tile(table, bucket, warp_groups=target == "sm_90")
+    tile = tile or tiles.tile(table, bucket, warp_groups=target == "sm_90")
     constants |= {
         "SPLITS": 1 if bucket is None else 4, "HAS_BIAS": True, "EVEN_K": True, "BM": tile.bm, "BN": tile.bn,
         "STAGES": tile.stages, "RANK": rank, "PADDED": max(16, rank), "INT8_UP": True,

@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 
 from qpass.errors import UnsupportedError
+from qpass.lowering.cuda import candidates, tiles
 from qpass.lowering.cuda.kernels import load
 from qpass.lowering.triton.compile_only import compile_for
 from qpass.lowering.triton.dequantize import dequantize_bf16_kernel, dequantize_fp8_kernel
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
 from qpass.lowering.triton.properties import loop_of, properties
 from qpass.lowering.triton.tile import to_rows
+from tests.bench import gpu_tiles
 from tests.lowering.triton.built import TYPES, built
 
 WGMMA = "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{kinds}"
@@ -89,6 +91,16 @@ def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0)
         assert bucket is None or found.per_weight(weights, kernel) <= budget
+
+
+CANDIDATES = [("sm_90", "w4a8_int8", "few"), ("sm_80", "w4a16", "some")]
+
+
+@pytest.mark.parametrize(("target", "kind", "rows"), CANDIDATES, ids=str)
+def test_candidates_are_what_the_list_says(target: str, kind: str, rows: str) -> None:
+    """The last one of a list, compiled again; ``tests.bench.gpu_tiles`` compiles them all."""
+    tile = tiles.Tile(*candidates.TILES[target, kind, rows][-1])
+    assert gpu_tiles.cost(kind, rows, target, tile) is not None
 
 
 SECOND = [("w4a16", BF16, 16), ("w4a8_int8", INT8, 16), ("w4a8_fp8", FP8, 64)]

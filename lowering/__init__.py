@@ -6,8 +6,9 @@ why; whatever no kernel claims is the op's own meaning, which the target's compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ if __name__ != "qpass.lowering":
 
 @dataclass(frozen=True)
 class Case:
-    """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side."""
+    """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side.
+
+    ``experts``: of a ``grouped_linear``, how many weights of that shape lie one after another; 0 for a linear.
+    """
 
     out_features: int
     in_features: int
     scheme: Scheme
     dtype: torch.dtype
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,10 @@ class Kernel:
         refuses: a case -> None if the kernel takes it, else the reason in words; an empty one for a scheme of another
             kind, which is no news to anybody.
         prepare: (names of codes, scale, zero, outer; the program; the case) -> packed weights, by suffix.
-        call: the computation. Called with the op's input tensors, the prepared weights by suffix, the bias, and the
-            case; traced into the graph.
+        call: the computation. Called with the op's input tensors (for experts the offsets come last), the prepared
+            weights by suffix, the bias, and the case; traced into the graph.
         parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
+        merges: linears that read the same values are better as one, with their weights one above the other.
     """
 
     name: str
@@ -54,6 +60,32 @@ class Kernel:
     prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
     call: Callable[..., Any]
     parts: tuple[str, ...] = ()
+    merges: bool = False
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """A number inside a kernel that its op's meaning does not have, so that the proof of the meaning does not cover it.
+
+    Attributes:
+        name: what is added up.
+        most: no |value| is larger, for the shapes and the context of a node.
+        bits: of its type with the sign: 32, 64, or 33 for 32 bits without a sign.
+    """
+
+    name: str
+    most: int
+    bits: int = 32
+
+    @property
+    def fits(self) -> bool:
+        """Whether ``most`` does, as either sign."""
+        return self.needed <= self.bits
+
+    @property
+    def needed(self) -> int:
+        """Bits that hold ``most`` and a sign."""
+        return self.most.bit_length() + 1
 
 
 @dataclass(frozen=True)
@@ -67,6 +99,8 @@ class Provider:
         call: the computation, with the op's arguments; traced into the graph.
         prepare: called with the op's arguments, where a parameter is (name, fake tensor); what ``call`` wants to have
             packed, by keyword: the name and the value of a parameter.
+        accumulators: called with the most tokens that there can be, past and new, and the op's arguments (tensors are
+            fake): what has to fit, in a kernel whose results must be exact. One that does not is a refusal.
     """
 
     name: str
@@ -74,6 +108,7 @@ class Provider:
     refuses: Callable[..., str | None]
     call: Callable[..., Any]
     prepare: Callable[..., dict[str, tuple[str, Derived]]] | None = None
+    accumulators: Callable[..., Sequence[Accumulator]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,7 @@ class Join:
         op: takes the producer's arguments, then the rest of the consumer's; gives what the consumer gives.
         reads: which arguments of the consumer are the producer's results, in order; one result is no tuple.
         keeps: it gives the producer's results first, so that others may read them.
+        through: an op and its literals that stands between each result and the consumer; empty for none.
     """
 
     producer: str
@@ -92,6 +128,22 @@ class Join:
     op: str
     reads: tuple[int, ...] = (0, 1)
     keeps: bool = False
+    through: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Calls of one operator of a target that read the same, and the operator that makes them in one call.
+
+    Attributes:
+        one: a name under ``torch.ops``.
+        op: takes the first ``shared`` arguments, and of each of the others a list; gives all results, in turn.
+        shared: how many first arguments have to be the same.
+    """
+
+    one: str
+    op: str
+    shared: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +169,28 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Packager:
+    """How a target writes a LOWERED program into a file, and runs it from there.
+
+    Attributes:
+        save: (program, path) -> the library that has the operators which the file calls; None if it calls none.
+        load: the file -> a function of flat tensors that gives a flat tuple.
+    """
+
+    save: Callable[[Program, Path], Path | None]
+    load: Callable[[Path], Callable[..., tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
     ``check`` raises UnsupportedError where this machine cannot compile for it, before any work is done.
     ``providers`` are by the op's name in the dialect; an op without one, or whose provider refuses, is its meaning.
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
-    ``joins`` are applied to what the providers call, in their order; then ``rewrite`` to the lowered graph.
+    ``joins`` are applied to what the providers call, in their order; a function changes the graph that it is given.
+    ``grouped``: the kernels of linears of many experts.
+    ``packager``: where a program can be written into a file that runs without qpass.
     """
 
     name: str
@@ -132,14 +199,15 @@ class Target:
     device: str = "cpu"
     providers: Mapping[str, Provider] = field(default_factory=dict)
     regions: bool = False
-    joins: tuple[Join, ...] = ()
-    rewrite: Callable[[torch.fx.Graph], None] = lambda graph: None
+    joins: tuple[Join | Siblings | Callable[[torch.fx.Graph], None], ...] = ()
     check: Callable[[], object] = lambda: None
+    grouped: tuple[Kernel, ...] = ()
+    packager: Packager | None = None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""
         refusals: list[str] = []
-        for kernel in self.kernels:
+        for kernel in self.grouped if case.experts else self.kernels:
             reason = kernel.refuses(case)
             if reason is None:
                 return kernel, refusals

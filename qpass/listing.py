@@ -57,7 +57,7 @@ def _short(names: list[str]) -> str:
 def _ops() -> Iterator[str]:
     yield "\nops: the dialect"
     for name, op in sorted(ops.REGISTRY.items()):
-        yield f"  {name:<20} {_plain(op.doc)}"
+        yield f"  {name:<26} {_plain(op.doc)}"
 
 
 def _schemes() -> Iterator[str]:
@@ -91,7 +91,7 @@ def _targets() -> Iterator[str]:
         except (ImportError, QPassError) as error:
             yield f"    not available: {error}"
             continue
-        for kernel in target.kernels:
+        for kernel in (*target.kernels, *target.grouped):
             yield f"    {kernel.name:<36} {_takes(kernel)}"
 
 

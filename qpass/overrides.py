@@ -16,8 +16,9 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe with other values of some fields, in order; the name stays.
 
     Args:
-        assignments: ``learning.FIELD=VALUE``, ``METHOD.OPTION=VALUE`` or ``linears.GLOB=SCHEME``. A value is read as
-            YAML: a number, a word, true, [a, b]. A line that is new goes before all others, so that it wins.
+        assignments: ``learning.FIELD=VALUE``, ``METHOD.OPTION=VALUE``, ``linears.GLOB=SCHEME`` or, of an integer-only
+            recipe, ``integer.OPTION=VALUE``. A value is read as YAML: a number, a word, true, [a, b]. A line that is
+            new goes before all others, so that it wins.
 
     Raises:
         RecipeError: no such field, method, option or value, with the nearest legal word.
@@ -25,25 +26,29 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     if not assignments:
         return recipe
     data = recipe.as_dict()
-    methods = [[name, dict(options)] for name, options in map(_entry, data.get("methods", []))]
-    learning, linears = dict(data.get("learning", {})), dict(data["linears"])
+    methods, with_data = ([_entry(entry) for entry in data.get(field, [])] for field in ("methods", "with_data"))
+    owners: dict[str, list[dict[str, Any]]] = {"learning": [dict(data.get("learning", {}))]}
+    if recipe.integer is not None:
+        owners["integer"] = [recipe.integer.as_dict()]
+    for name, options in (*methods, *with_data):
+        owners.setdefault(name, []).append(options)
+    linears = dict(data["linears"])
     for text in assignments:
         owner, field, value = _parts(text)
-        if owner == "learning":
-            learning[field] = value
-        elif owner == "linears":
+        if owner == "linears":
             linears = {**linears, field: value} if field in linears else {field: value, **linears}
-        else:
-            mine = [options for name, options in methods if name == owner]
-            if not mine:
-                legal = ["learning", "linears", *(name for name, _ in methods)]
-                raise RecipeError(f"the recipe {recipe} has no {owner!r}", where=f"--set {text}",
-                                  fix=nearest(owner, legal) or f"begin with one of {', '.join(legal)}")  # fmt: skip
-            for options in mine:
-                options[field] = value
+        elif owner not in owners:
+            legal = ["linears", *owners]
+            raise RecipeError(f"the recipe {recipe} has no {owner!r}", where=f"--set {text}",
+                              fix=nearest(owner, legal) or f"begin with one of {', '.join(legal)}")  # fmt: skip
+        for options in owners.get(owner, []):
+            options[field] = value
+    data |= {"learning": owners["learning"][0], "linears": linears}
+    data |= {"methods": [{name: options} for name, options in methods]} if methods else {}
+    data |= {"with_data": [{name: options} for name, options in with_data]} if with_data else {}
+    data |= {"integer": owners["integer"][0] or True} if recipe.integer is not None else {}
     try:
-        return Recipe.parse({"name": recipe.name, "methods": [{name: options} for name, options in methods],
-                             "learning": learning, "linears": linears})  # fmt: skip
+        return Recipe.parse(data)
     except TypeError as error:
         raise RecipeError(str(error), where="--set", fix="use a value of the right kind") from error
 
@@ -52,7 +57,7 @@ def _entry(data: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(data, str):
         return data, {}
     ((name, options),) = data.items()
-    return name, options or {}
+    return name, dict(options or {})
 
 
 def _parts(text: str) -> tuple[str, str, Any]:

@@ -12,7 +12,7 @@ from qpass.graph.integer_only import float_reason
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.graph.verify import verify
-from qpass.ops import ATTENTIONS
+from qpass.ops import ATTENTIONS, grouped_linear
 
 aten = torch.ops.aten
 
@@ -51,6 +51,8 @@ def _normal(node: fx.Node) -> str | None:
 def _planned(node: fx.Node) -> str | None:
     if node.target is aten.linear.default and "plan" not in node.meta:
         return "a linear without a format or an explicit keep"
+    if node.target is grouped_linear and "experts" not in node.meta:
+        return "a linear of experts without a format or an explicit keep"
     if node.target in ATTENTIONS and "attention" not in node.meta:
         return "an attention without a format or an explicit keep"
     return _normal(node)
@@ -59,6 +61,8 @@ def _planned(node: fx.Node) -> str | None:
 def _quantised(node: fx.Node) -> str | None:
     if node.target is aten.linear.default and node.meta["plan"].scheme is not None and _is_param(node.args[1]):
         return "a float linear that the plan gives a format"
+    if node.target is grouped_linear and node.meta["experts"].scheme is not None and _is_param(node.args[1]):
+        return "a float linear of experts that the plan gives a format"
     if node.target in ATTENTIONS and node.meta["attention"].scheme is not None and not _rounded(node):
         return "a float operand of an attention that the plan gives a format"
     return _normal(node)

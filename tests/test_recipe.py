@@ -1,6 +1,7 @@
 """Recipes are plain data: every spelling gives the same recipe, every mistake an error that names the fix."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -139,6 +140,24 @@ def test_overrides(assignment, found):
     after = overridden(before, [assignment])
     assert found(after) and not found(before)
     assert after.learning.same_input and after.name == before.name
+
+
+@pytest.mark.parametrize("word", ["int-only-w8a8", "omniquant-w4a4", "w8a8-int8+kv4", "fsbr+int-only-w4a4"])
+def test_an_override_leaves_the_rest_as_it_is(word):
+    before = Recipe.parse(word)
+    after = overridden(before, ["learning.seed=7"])
+    assert after == replace(before, learning=replace(before.learning, seed=7))
+
+
+def test_overrides_of_an_integer_only_recipe():
+    after = overridden(Recipe.parse("int-only-w8a8"), ["integer.context=64", "integer.clip=15", "fsbr.rate=0.1"])
+    assert (after.integer.context, after.integer.clip, after.integer.mode) == (64, 15, "precise")
+    assert not after.methods and next(method.rate for method in after.with_data if method.name == "fsbr") == 0.1
+    for assignment, message in (("integer.contxt=3", "unknown option 'contxt'"), ("integer.mode=foo", "mode is 'foo'")):
+        with pytest.raises(RecipeError, match=message):
+            overridden(Recipe.parse("int-only-w8a8"), [assignment])
+    with pytest.raises(RecipeError, match="has no 'integer'"):
+        overridden(Recipe.parse("w8a8-int8"), ["integer.context=64"])
 
 
 @pytest.mark.parametrize(

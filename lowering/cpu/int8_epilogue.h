@@ -41,8 +41,8 @@ QPASS_INLINE __m512i int8_dyadic(const Int8Args& a, const Int8Epilogue& e, int64
   __m512i exact = _mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(a.x_zero[row]), e.sum[h]));
   __m512i wide = _mm512_sll_epi32(exact, _mm_cvtsi32_si128(a.dyadic->up));
   // below 2^30, as wide is at most 2^30 and the mantissa below 2^15: half may be added
-  __m512i channel = _mm512_add_epi32(mul_shift(wide, e.mantissa[h]), e.half[h]);
-  return mul_shift(_mm512_srav_epi32(channel, e.shift[h]), all(a.dyadic->row[row]));
+  __m512i channel = _mm512_add_epi32(Factor(e.mantissa[h])(wide), e.half[h]);
+  return Factor(all(a.dyadic->row[row]))(_mm512_srav_epi32(channel, e.shift[h]));
 }
 
 QPASS_INLINE void int8_store(const Int8Args& a, const Int8Epilogue& e, int64_t row, int64_t block, __m512i lo,

@@ -1,6 +1,7 @@
 """Ops of integer-only programs by our own C++: the same bits as the meanings, row by row.
 
-Which op is joined with which is said in ``JOINS``: a step and the requantization behind it are one visit to a row.
+Which op is joined with which is said in ``JOINS``: a step and the requantization behind it are one visit to a row. What
+a kernel adds up is in ``integer_sums``.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived
-from qpass.lowering import Join, Provider
+from qpass.lowering import Join, Provider, Siblings
+from qpass.lowering.cpu import integer_sums as sums_of
 from qpass.lowering.cpu import kernels
+from qpass.lowering.cpu.heads import join_heads
+from qpass.lowering.cpu.kernels_integer import pack_table
 from qpass.numerics.integer.attention import score_room
 from qpass.numerics.integer.embedding import embedding
 from qpass.numerics.integer.norm import WIDEST, width_root
 
-KINDS = {"relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3}
+KINDS = {
+    "relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3, "smoothed_gelu": 4, "smoothed_gelu_tanh": 5,
+}  # fmt: skip
 _ABOUT = "bit for bit the meaning, each row by itself"
 
 
@@ -35,27 +41,37 @@ def _mode(mode: str) -> str | None:
     return f"it computes mode precise, not {mode}" if mode != "precise" else kernels.available()
 
 
-def _linear(*args: Any, packed: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    codes, zero, m, k, w_codes, mantissa, shift, exponent, _, bias, bias_exponent, up = args
-    n = w_codes.shape[0]
-    weight = packed, mantissa, shift, exponent, sums
-    result: tuple[Tensor, Tensor] = _ops().integer_linear(codes, zero, m, k, *weight, bias, bias_exponent, up, n)
+def _refuses_quantize(
+    x: Tensor, k: Tensor, bits: int, symmetric: bool, mantissa: int = 15, mode: str = "precise"
+) -> str | None:
+    return f"it gives mantissas of 15 bits, not {mantissa}" if mantissa != 15 else _mode(mode)
+
+
+def _quantize(x: Tensor, k: Tensor, bits: int, symmetric: bool, *rest: Any) -> Any:
+    return _ops().integer_quantize(x, k, bits, symmetric)
+
+
+def _linear(*args: Any, packed: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    codes, zero, m, k, w_codes, up = *args[:5], args[11]
+    result: tuple[Tensor, Tensor] = _ops().integer_linear(codes, zero, m, k, packed, table, up, w_codes.shape[0])
     return result
 
 
 def _pack_linear(*args: Any) -> dict[str, tuple[str, Derived]]:
-    """Packed codes and sums; an argument that is a parameter is (name, meta tensor)."""
+    """Packed codes, and a table of what is known of each channel; an argument that is a parameter is (name, fake)."""
     name, codes = args[4]
     n, k = codes.shape
-    base = name.removesuffix(".codes")
-    shape = (-(-n // kernels.BLOCK), -(-k // kernels.INT8_PER_LANE), kernels.BLOCK, 4)
+    base, blocks = name.removesuffix(".codes"), -(-n // kernels.BLOCK)
+    sources = [given[0] for given in (*args[5:8], args[4], *args[9:11]) if given is not None]
+    shape = (blocks, -(-k // kernels.INT8_PER_LANE), kernels.BLOCK, 4)
     packed = Derived((name,), kernels.pack_int8_weight, torch.empty(shape, dtype=torch.int8, device="meta"))
-    sums = Derived((name,), _row_sums, torch.empty(n, dtype=torch.int32, device="meta"))
-    return {"packed": (f"{base}.packed", packed), "sums": (f"{base}.sum", sums)}
+    length = (3 if args[9] is None else 4) * blocks * kernels.BLOCK + 2
+    table = Derived(tuple(sources), _table, torch.empty(length, dtype=torch.int32, device="meta"))
+    return {"packed": (f"{base}.packed", packed), "table": (f"{base}.channels", table)}
 
 
-def _row_sums(codes: Tensor) -> Tensor:
-    return codes.sum(1, dtype=torch.int32)
+def _table(mantissa: Tensor, shift: Tensor, exponent: Tensor, codes: Tensor, *bias: Tensor) -> Tensor:
+    return pack_table(kernels.BLOCK, mantissa, shift, exponent, codes.sum(1, dtype=torch.int32), *bias)
 
 
 def _refuses_attention(*args: Any) -> str | None:
@@ -143,23 +159,33 @@ def _provider(name: str, refuses: Callable[..., str | None], call: Callable[...,
     return Provider(f"cpu.{name}", more.pop("about", _ABOUT), refuses, call, **more)
 
 
-_VNNI = "VNNI dot products, with AMX its tiles from 9 rows on; the dyadic factors are applied to sums in registers"
+_VNNI = (
+    "VNNI dot products, with AMX its tiles from 9 rows on; the dyadic factors are applied to sums in registers; "
+    "codes of less than 8 bits are read as int8"
+)
 _HEADS = "int8 scores and weighted values by VNNI; keys and values are read once for all query heads that share them"
 
 PROVIDERS: dict[str, Provider] = {
     "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
     "integer_embedding": Provider("inductor.gather", "its meaning, compiled", lambda *args: None, embedding),
-    "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
-    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
-    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
-    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm),
-    "integer_activation": _provider("integer_activation", _refuses_activation, _activation),
-    "integer_gated": _provider("integer_gated", _refuses_gated, _gated),
+    "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),
+    "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear,
+                                accumulators=sums_of.linear),
+    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS,
+                                   accumulators=sums_of.attention),
+    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm, accumulators=sums_of.norm),
+    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm, accumulators=sums_of.layer_norm),
+    "integer_activation": _provider("integer_activation", _refuses_activation, _activation,
+                                    accumulators=sums_of.activation),
+    "integer_gated": _provider("integer_gated", _refuses_gated, _gated, accumulators=sums_of.activation),
     "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
     "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
     **{name: _provider(name, _always, _plain(name))
-       for name in ("integer_quantize", "integer_pack", "integer_add", "integer_logits")},
+       for name in ("integer_pack", "integer_add", "integer_concat", "integer_scale",
+                    "integer_logits")},
 }  # fmt: skip
+
+_LINEARS = "qpass_cpu.integer_linears"
 
 JOINS = (
     *(Join(f"qpass_cpu.{first}", "qpass_cpu.integer_quantize", f"qpass_cpu.{first}_quantize")
@@ -168,4 +194,11 @@ JOINS = (
     Join("qpass_cpu.integer_add", "qpass_cpu.integer_norm_quantize", "qpass_cpu.integer_add_norm_quantize", keeps=True),
     Join("qpass_cpu.integer_rotary_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_rotary_append", reads=(1,)),
     Join("qpass_cpu.integer_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_append", reads=(1,)),
+    Join("qpass_cpu.integer_attention", "qpass_cpu.integer_merge_heads_quantize",
+         "qpass_cpu.integer_attention_quantize", through=("transpose", -3, -2)),
+    *(Join("qpass_cpu.integer_linear", "qpass_cpu.integer_add_norm_quantize",
+           "qpass_cpu.integer_linear_add_norm_quantize", reads=reads) for reads in ((0, 1), (2, 3))),
+    Siblings("qpass_cpu.integer_linear", _LINEARS, shared=4),
+    Join(_LINEARS, "qpass_cpu.integer_gated_quantize", f"{_LINEARS}_gated_quantize", reads=(0, 1, 2, 3)),
+    join_heads,
 )  # fmt: skip

@@ -4,7 +4,8 @@
 
 namespace qpass_cpu {
 
-enum ActivationKind : int { kRelu = 0, kSigmoid = 1, kGelu = 2, kGeluTanh = 3 };
+// The smoothed ones have a dyadic vector in h's argument.
+enum ActivationKind : int { kRelu, kSigmoid, kGelu, kGeluTanh, kSmoothedGelu, kSmoothedGeluTanh, kKinds };
 
 // t(x) = x (c0 + c1 x² + c2 x⁴) of gelu and gelu_tanh, in Q13, Q15 and Q24.
 struct Cubic {
@@ -12,7 +13,7 @@ struct Cubic {
 };
 
 QPASS_INLINE Cubic cubic(ActivationKind kind) {
-  return kind == kGelu ? Cubic{13070, 2412, -10603} : Cubic{13073, 2338, 0};
+  return kind == kGelu || kind == kSmoothedGelu ? Cubic{13070, 2412, -10603} : Cubic{13073, 2338, 0};
 }
 
 // floor(2^30 / b) and what is left, for b = 2^15 + part, part 0 to 2^15: a chord of the table, a step, a correction.
@@ -29,8 +30,8 @@ struct Inverse {
   }
   QPASS_INLINE_MEMBER __m512i operator()(__m512i part, __m512i b, __m512i* rest) const {
     const __m512i inside = _mm512_min_epi32(part, all(32767)), index = _mm512_srli_epi32(inside, 10);
-    __m512i down = _mm512_mullo_epi32(_mm512_permutex2var_epi32(slope[0], index, slope[1]),
-                                      _mm512_and_si512(inside, all(1023)));
+    __m512i down = _mm512_madd_epi16(_mm512_permutex2var_epi32(slope[0], index, slope[1]),
+                                     _mm512_and_si512(inside, all(1023)));
     __m512i d = _mm512_sub_epi32(_mm512_permutex2var_epi32(at[0], index, at[1]), _mm512_srai_epi32(down, 10));
     __m512i r = _mm512_sub_epi32(all(1 << 30), _mm512_mullo_epi32(d, b));  // within 12 b of zero
     __m512i step = _mm512_srai_epi32(_mm512_mullo_epi32(_mm512_srai_epi32(r, 6), d), 24);
@@ -66,14 +67,21 @@ struct Activation {
 
   // |t| log2(e) in Q15: |x| times the dyadic vector, 30 - k bits too long.
   QPASS_INLINE_MEMBER __m512i argument(__m512i size, const ToQ15& to_q, int32_t k, int64_t i, int64_t n) const {
-    const __m512i t = mul_shift(size, w.load(w.mantissa, i, n));
+    const __m512i t = Factor(w.load(w.mantissa, i, n))(size);
     return w.step ? to_q15(t, _mm512_add_epi32(w.load(w.shift, i, n), all(k + w.exponent - 30))) : to_q(t);
   }
 
-  // |t(x)| log2(e) in Q15 with h(x) = sigmoid(t(x)), |x| at most 6.
-  QPASS_INLINE_MEMBER __m512i gelu_argument(__m512i size, const ToQ15& to_q) const {
+  // |x| in Q12, for a smoothed kind times the dyadic vector first, which leaves it 15 - k bits too short.
+  QPASS_INLINE_MEMBER __m512i cubic_argument(__m512i size, const ToQ15& to_q, int32_t k, int64_t i, int64_t n) const {
+    if (!smoothed()) return to_q(size);
+    const __m512i t = Factor(w.load(w.mantissa, i, n))(size);
+    return w.step ? to_q15(t, _mm512_add_epi32(w.load(w.shift, i, n), all(k + w.exponent - 27))) : to_q(t);
+  }
+
+  // |t(x)| log2(e) in Q15 with h(x) = sigmoid(t(x)), |x| in Q12 at most 6.
+  QPASS_INLINE_MEMBER __m512i gelu_argument(__m512i size) const {
     const Cubic c = cubic(kind);
-    const __m512i a = _mm512_min_epi32(to_q(size), all(6 << 12));
+    const __m512i a = _mm512_min_epi32(size, all(6 << 12));
     const __m512i square = rsh<12>(_mm512_mullo_epi32(a, a)), coarse = rsh<2>(square);
     __m512i slope = _mm512_add_epi32(all(c.c0), rsh<14>(_mm512_mullo_epi32(square, all(c.c1))));
     const __m512i fourth = rsh<16>(_mm512_mullo_epi32(coarse, coarse));
@@ -83,28 +91,21 @@ struct Activation {
 
   // What brings an argument to Q15, for a row with exponent k.
   QPASS_INLINE_MEMBER ToQ15 scale_of(int32_t k) const {
-    if (kind != kSigmoid) return ToQ15(k - 12);
-    return ToQ15(w.step ? 0 : *w.shift + k + w.exponent - 30);
+    if (kind != kSigmoid && !smoothed()) return ToQ15(k - 12);
+    return ToQ15(w.step ? 0 : *w.shift + k + w.exponent - (smoothed() ? 27 : 30));
   }
+
+  QPASS_INLINE_MEMBER bool smoothed() const { return kind == kSmoothedGelu || kind == kSmoothedGeluTanh; }
 
   // x · h(x) of 16 numbers of a normalized row with exponent k, channels i to i + 16 of n.
   QPASS_INLINE_MEMBER __m512i operator()(__m512i x, const ToQ15& to_q, int32_t k, int64_t i, int64_t n) const {
     if (kind == kRelu) return _mm512_max_epi32(x, _mm512_setzero_si512());
     const __m512i size = _mm512_abs_epi32(x);
-    const __m512i z = kind == kSigmoid ? argument(size, to_q, k, i, n) : gelu_argument(size, to_q);
+    const __m512i z = kind == kSigmoid ? argument(size, to_q, k, i, n)
+                                       : gelu_argument(cubic_argument(size, to_q, k, i, n));
     return mul_shift(x, sigmoid(z, _mm512_movepi32_mask(x)));
   }
 };
-
-// Two shifts that normalize a row and its normalized row once more: 2^29 may be reached by rounding.
-struct Twice {
-  Normal first, second;
-};
-
-QPASS_INLINE Twice twice(Extent e, int32_t k) {
-  const Normal first = normal(e.largest(), k);
-  return {first, normal(shifted(e, first.shift).largest(), first.k)};
-}
 
 // dst = x · h(x), rows to rows.
 static int32_t activated_row(const int32_t* x, int32_t k, int64_t n, Activation act, int32_t* dst,
@@ -125,19 +126,19 @@ static int32_t activated_row(const int32_t* x, int32_t k, int64_t n, Activation 
 // dst = x · h(x) · up, rows to rows.
 static int32_t gated_row(const int32_t* x, int32_t k, const int32_t* up, int32_t k_up, int64_t n,
                          Activation act, int32_t* dst, Extent* seen) {
-  const Twice to = twice(extent_of(x, n), k);
+  const Normal to = normal(extent_of(x, n).largest(), k);
   const Normal other = normal(extent_of(up, n).largest(), k_up);
-  const Shift first(to.first.shift), second(to.second.shift), ups(other.shift);
-  const ToQ15 to_q = act.scale_of(to.second.k);
+  const Shift shift(to.shift), ups(other.shift);
+  const ToQ15 to_q = act.scale_of(to.k);
   ExtentLanes lanes;
   for (int64_t i = 0; i < n; i += 16) {
-    const __m512i y = act(second(first(load_row(x, i, n))), to_q, to.second.k, i, n);
+    const __m512i y = act(shift(load_row(x, i, n)), to_q, to.k, i, n);
     const __m512i v = mul_high(y, ups(load_row(up, i, n)));
     lanes.see(v);
     store_row(dst, i, n, v);
   }
   *seen = lanes.extent();
-  return to.second.k + other.k - 30;
+  return to.k + other.k - 30;
 }
 
 }  // namespace qpass_cpu

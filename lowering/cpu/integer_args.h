@@ -10,7 +10,7 @@ struct IntRows {
   int64_t x_step[3] = {}, k_step[3] = {};
 };
 
-enum RowStep : int { kTake, kAdd, kUnit, kActivate, kGate, kMerge, kRotate, kLogits };
+enum RowStep : int { kTake, kAdd, kUnit, kActivate, kGate, kMerge, kRotate, kLogits, kScale, kConcat };
 enum RowEmit : int { kEmitRows, kEmitCodes, kEmitPacked };
 
 struct RowCall {
@@ -18,7 +18,7 @@ struct RowCall {
   RowEmit emit = kEmitRows;
   int64_t size[3] = {1, 1, 1}, n = 0;  // rows by dimension, and numbers in a row
   IntRows a, b;                        // b: what is added before a norm, or added, or gated with
-  // a norm; w also of an activation
+  // a norm; w also of an activation and by itself
   const int32_t *w_mantissa = nullptr, *w_shift = nullptr, *bias = nullptr;
   int64_t w_step = 1;
   int32_t w_exponent = 0, bias_exponent = 0;
@@ -29,6 +29,7 @@ struct RowCall {
   const int32_t* table = nullptr;
   // heads of `n` numbers that become one row
   int64_t heads = 1, head_x = 0, head_k = 0;
+  int64_t first = 0;  // numbers of a in a row of a and b side by side
   // rotary embedding
   const int16_t *cos = nullptr, *sin = nullptr;
   int64_t cos_step[3] = {}, sin_step[3] = {};

@@ -54,14 +54,25 @@ QPASS_INLINE __m512i mul_shift(__m512i a, __m512i b) {
   return _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srai_epi32(a, 15), b), rsh<15>(low));
 }
 
-// RSH(a · b, 30) for |a|, |b| <= 2^29.
+// RSH(a · b, 15) for |a| <= 2^30 and factors b of 16 bits with a sign, made ready for many a. With a = 2^16 high + low,
+// both signed, it is 2 · high · b + RSH(low · b, 15), which are two sums of pairs and one rounded product.
+struct Factor {
+  __m512i b, high, both;
+  explicit QPASS_INLINE_MEMBER Factor(__m512i b)
+      : b(b), high(_mm512_slli_epi32(b, 16)), both(_mm512_or_si512(high, all(1))) {}
+  QPASS_INLINE_MEMBER __m512i operator()(__m512i a) const {
+    const __m512i low = _mm512_mulhrs_epi16(a, b);
+    const __m512i pairs = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_add_epi32(a, all(1 << 15)));
+    return _mm512_dpwssd_epi32(_mm512_madd_epi16(pairs, both), pairs, high);
+  }
+};
+
+// RSH(a · b, 30) for |a|, |b| <= 2^29: 64-bit products of the even and of the odd lanes.
 QPASS_INLINE __m512i mul_high(__m512i a, __m512i b) {
-  const __m512i mask = all(32767);
-  __m512i ah = _mm512_srai_epi32(a, 15), al = _mm512_and_si512(a, mask);
-  __m512i bh = _mm512_srai_epi32(b, 15), bl = _mm512_and_si512(b, mask);
-  __m512i middle = _mm512_add_epi32(_mm512_mullo_epi32(ah, bl), _mm512_mullo_epi32(bh, al));
-  middle = _mm512_add_epi32(middle, _mm512_srai_epi32(_mm512_mullo_epi32(al, bl), 15));
-  return _mm512_add_epi32(_mm512_mullo_epi32(ah, bh), rsh<15>(middle));  // |middle| <= 2^30
+  const __m512i half = _mm512_set1_epi64(1 << 29);
+  const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(a, b), half);
+  const __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32)), half);
+  return _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 30), _mm512_slli_epi64(odd, 2));
 }
 
 constexpr int32_t kOctaves = 1 << 20;  // 32 octaves in Q15, where 2^-z is 0
@@ -107,7 +118,8 @@ struct Exp2 {
     __m512i index = _mm512_srli_epi32(z, 10);  // the permutation looks at its five low bits
     __m512i top = _mm512_permutex2var_epi32(high[0], index, high[1]);
     __m512i bottom = _mm512_permutex2var_epi32(low[0], index, low[1]);
-    __m512i part = _mm512_mullo_epi32(_mm512_sub_epi32(top, bottom), _mm512_and_si512(z, all(1023)));
+    // both below 2^15: a product of pairs, of which one is 0
+    __m512i part = _mm512_madd_epi16(_mm512_sub_epi32(top, bottom), _mm512_and_si512(z, all(1023)));
     const __m512i octave = _mm512_srli_epi32(z, 15);
     return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(top, rsh<10>(part)), half_of(octave)), octave);
   }

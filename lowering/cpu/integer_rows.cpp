@@ -53,6 +53,8 @@ class Rows {
       case kActivate: return activated_row(a, *ka, c_.n, *act, to, seen);
       case kGate: return gated_row(a, *ka, b, *kb, c_.n, *act, to, seen);
       case kMerge: return merge_row(a, c_.head_x, ka, c_.head_k, c_.heads, c_.n, to, seen);
+      case kScale: return scale_row(a, *ka, c_.n, w_, to, seen);
+      case kConcat: return concat_row(a, *ka, c_.first, b, *kb, c_.n - c_.first, to, seen);
       case kLogits: return logits_row(a, *ka, c_.n, to);
       default: break;
     }

@@ -49,9 +49,6 @@ QPASS_INLINE Normal normal(int32_t largest, int32_t k) {
   return {k - wanted, wanted};
 }
 
-// The extent after a shift: RSH is monotone.
-QPASS_INLINE Extent shifted(Extent e, int32_t shift) { return {rsh32(e.low, shift), rsh32(e.high, shift)}; }
-
 // dst = a + b at the coarser of the two normalized exponents. Returns that exponent. dst may be a or b.
 static int32_t add_row(const int32_t* a, int32_t ka, const int32_t* b, int32_t kb, int64_t n, int32_t* dst,
                        Extent* seen) {
@@ -77,6 +74,40 @@ struct Channels {
     return step ? load_row(from, i, n) : all(*from);
   }
 };
+
+// dst = x times a dyadic vector. Returns the exponent. dst may be x.
+static int32_t scale_row(const int32_t* x, int32_t k, int64_t n, const Channels& w, int32_t* dst, Extent* seen) {
+  const Normal to = normal(extent_of(x, n).largest(), k);
+  const Shift shift(to.shift);
+  ExtentLanes lanes;
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512i v = Factor(w.load(w.mantissa, i, n))(shift(load_row(x, i, n)));
+    const __m512i scaled = rsh_right(v, w.load(w.shift, i, n));
+    lanes.see(scaled);
+    store_row(dst, i, n, scaled);
+  }
+  *seen = lanes.extent();
+  return to.k + w.exponent - 15;
+}
+
+// dst [na + nb] = a and b side by side at the coarser of the two normalized exponents. Returns that exponent.
+static int32_t concat_row(const int32_t* a, int32_t ka, int64_t na, const int32_t* b, int32_t kb, int64_t nb,
+                          int32_t* dst, Extent* seen) {
+  const Normal one = normal(extent_of(a, na).largest(), ka), two = normal(extent_of(b, nb).largest(), kb);
+  const int32_t k = one.k < two.k ? one.k : two.k;
+  ExtentLanes lanes;
+  const auto copy = [&lanes](const int32_t* from, int64_t n, Shift first, Shift second, int32_t* to) {
+    for (int64_t i = 0; i < n; i += 16) {
+      const __m512i v = second(first(load_row(from, i, n)));
+      lanes.see(v);
+      store_row(to, i, n, v);
+    }
+  };
+  copy(a, na, Shift(one.shift), Shift(one.k - k), dst);
+  copy(b, nb, Shift(two.shift), Shift(two.k - k), dst + na);
+  *seen = lanes.extent();
+  return k;
+}
 
 // Of RMSNorm: the dyadic of n · eps, round(sqrt(n) · 2^places) and places.
 struct NormArgs {
@@ -122,7 +153,7 @@ static int32_t norm_row(const int32_t* x, int32_t k, Extent e, int64_t n, const 
   ExtentLanes lanes;
   for (int64_t i = 0; i < n; i += 16) {
     __m512i v = mul_shift(load_row(dst, i, n), factor);
-    if (w.mantissa) v = rsh_right(mul_shift(v, w.load(w.mantissa, i, n)), w.load(w.shift, i, n));
+    if (w.mantissa) v = rsh_right(Factor(w.load(w.mantissa, i, n))(v), w.load(w.shift, i, n));
     lanes.see(v);
     store_row(dst, i, n, v);
   }
@@ -193,12 +224,12 @@ static void rotary_row(const int32_t* x, const int16_t* cos, const int16_t* sin,
   ExtentLanes lanes;
   for (int64_t i = 0; i < half; i += 16) {
     const __mmask16 some = first_of(half - i);
-    const auto wide = [some](const int16_t* from) {
-      return _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(some, from));
+    const auto factor = [some](const int16_t* from) {
+      return Factor(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(some, from)));
     };
     __m512i a = _mm512_maskz_loadu_epi32(some, x + i), b = _mm512_maskz_loadu_epi32(some, x + half + i);
-    __m512i one = _mm512_add_epi32(mul_shift(a, wide(cos + i)), mul_shift(_mm512_sub_epi32(zero, b), wide(sin + i)));
-    __m512i two = _mm512_add_epi32(mul_shift(b, wide(cos + half + i)), mul_shift(a, wide(sin + half + i)));
+    __m512i one = _mm512_add_epi32(factor(cos + i)(a), factor(sin + i)(_mm512_sub_epi32(zero, b)));
+    __m512i two = _mm512_add_epi32(factor(cos + half + i)(b), factor(sin + half + i)(a));
     lanes.see(one);
     lanes.see(two);
     _mm512_mask_storeu_epi32(dst + i, some, one);

@@ -24,6 +24,12 @@ Three of the operators are linears, each for any leading shape (M = product of t
 ``qpass_cpu::int8_weight_linear(x, w_packed, w_scale, bias, out_features, dtype)``
     ``out = w_scale * sum_k bf16(x) * code + bias``. w_scale float32 [N]. Codes are exact in bfloat16 at every M, so
     only the error of a float32 sum is left.
+``qpass_cpu::grouped_int8_linear(x_codes, x_scale, x_zero, w_packed, w_scale, w_sum, offsets, out_features, dtype)``,
+``qpass_cpu::grouped_int4_linear(x, w_packed, w_scale, w_zero, offsets, out_features, group_size, dtype)``,
+``qpass_cpu::grouped_int8_weight_linear(x, w_packed, w_scale, offsets, out_features, dtype)``
+    The three above without a bias, on rows [S, K] sorted by expert: the weight's tensors have a first dimension more,
+    of E experts, and ``offsets`` int32 [E] says where the rows of each end. Rows behind the last are 0. A row's result
+    is what the linear gives for the rows of its expert.
 ``qpass_cpu::attention(q, k, v, mask, causal, scale)``
     ``out = softmax(scale * q k' + mask) v``, all bfloat16. q [B, H, T, D]; k [B, H / r, S, D]; v [B, H / r, S, E]; the
     mask None, bool (True is kept), float32 or bfloat16 (added), broadcast to [B, H, T, S]; causal keeps keys up to the
@@ -64,6 +70,9 @@ def load() -> None:
     torch.library.register_fake("qpass_cpu::int8_linear", _fake_int8)
     torch.library.register_fake("qpass_cpu::int4_linear", _fake_int4)
     torch.library.register_fake("qpass_cpu::int8_weight_linear", _fake_int8_weight)
+    torch.library.register_fake("qpass_cpu::grouped_int8_linear", _fake_int8)
+    torch.library.register_fake("qpass_cpu::grouped_int4_linear", _fake_grouped_int4)
+    torch.library.register_fake("qpass_cpu::grouped_int8_weight_linear", _fake_int8_weight)
     torch.library.register_fake("qpass_cpu::attention", _fake_attention)
     kernels_integer.register()
 
@@ -79,6 +88,10 @@ def _fake_int8(x_codes, x_scale, x_zero, w_packed, w_scale, w_sum, bias, out_fea
 
 
 def _fake_int4(x, w_packed, w_scale, w_zero, bias, out_features, group_size, dtype):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
+
+
+def _fake_grouped_int4(x, w_packed, w_scale, w_zero, offsets, out_features, group_size, dtype):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
 
 

@@ -51,6 +51,11 @@ void define_integer(torch::Library& m, const std::vector<at::Tag>& tags) {
   const std::string angles = ", Tensor cos, Tensor sin", two = "Tensor a, Tensor ka, Tensor b, Tensor kb";
   const std::string gate = "(" + rows + ", Tensor up, Tensor k_up, int kind" + vector;
   const std::string alone = "(" + rows + ", int kind" + vector;
+  const std::string input = "Tensor codes, Tensor? zero, Tensor m, Tensor k";
+  const std::string one = ", Tensor w_packed, Tensor w_table, int up, int out_features";
+  const std::string some = ", Tensor[] w_packed, Tensor[] w_table, int[] up, int[] out_features";
+  const std::string attention = "(Tensor q, Tensor m, Tensor k, Tensor keys, Tensor values, Tensor? keep, bool causal, "
+                                "Tensor table, int scale_mantissa, int scale_exponent, int up, int clip";
   for (const std::string& schema : {
            "integer_quantize(" + rows + to_codes, "integer_pack(" + rows + to_cache, "integer_add(" + two + to_rows,
            "integer_norm(" + rows + norm + to_rows, "integer_norm_quantize(" + rows + norm + to_codes,
@@ -63,12 +68,16 @@ void define_integer(torch::Library& m, const std::vector<at::Tag>& tags) {
            "integer_append(" + rows + ", int bits, Tensor past) -> Tensor",
            std::string("cache_update(Tensor past, Tensor added) -> Tensor"),
            "integer_rotary_pack(" + rows + angles + to_cache, "integer_logits(" + rows + to_rows,
-           std::string("integer_linear(Tensor codes, Tensor? zero, Tensor m, Tensor k, Tensor w_packed, "
-                       "Tensor w_mantissa, Tensor w_shift, Tensor w_exponent, Tensor w_sum, Tensor? bias, "
-                       "Tensor? bias_exponent, int up, int out_features) -> (Tensor, Tensor)"),
-           std::string("integer_attention(Tensor q, Tensor m, Tensor k, Tensor keys, Tensor values, Tensor? keep, "
-                       "bool causal, Tensor table, int scale_mantissa, int scale_exponent, int up, int clip) -> "
-                       "(Tensor, Tensor)")})
+           "integer_scale(" + rows + ", Tensor mantissa, Tensor shift, Tensor exponent" + to_rows,
+           "integer_concat(" + two + to_rows, "integer_linear(" + input + one + ") -> (Tensor, Tensor)",
+           "integer_linears(" + input + some + ") -> Tensor[]",
+           "integer_linears_gated_quantize(" + input + some + ", int kind" + vector + to_codes,
+           "integer_linears_heads(" + input + some + angles + ", int bits, int key_bits, int value_bits, Tensor keys, "
+           "Tensor values) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+           "integer_linear_add_norm_quantize(" + input + one + ", Tensor x, Tensor kx" + norm + codes +
+               ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+           "integer_attention" + attention + ") -> (Tensor, Tensor)",
+           "integer_attention_quantize" + attention + to_codes})
     m.def(schema.c_str(), tags);
 }
 
@@ -79,6 +88,12 @@ TORCH_LIBRARY(qpass_cpu, m) {
   m.def("int4_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? w_zero, Tensor? bias, int out_features, "
         "int group_size, ScalarType dtype) -> Tensor", tags);
   m.def("int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias, int out_features, "
+        "ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int8_linear(Tensor x_codes, Tensor x_scale, Tensor x_zero, Tensor w_packed, Tensor w_scale, "
+        "Tensor w_sum, Tensor offsets, int out_features, ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int4_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor w_zero, Tensor offsets, "
+        "int out_features, int group_size, ScalarType dtype) -> Tensor", tags);
+  m.def("grouped_int8_weight_linear(Tensor x, Tensor w_packed, Tensor w_scale, Tensor offsets, int out_features, "
         "ScalarType dtype) -> Tensor", tags);
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) -> Tensor", tags);
   define_integer(m, tags);

@@ -4,6 +4,7 @@
 #include "ops_cache.h"
 #include "ops_int8.h"
 #include "ops_integer_attention.h"
-#include "ops_integer_linear.h"
 #include "ops_integer_rows.h"
+#include "ops_integer_linear.h"
 #include "ops_weight.h"
+#include "ops_experts.h"

@@ -36,6 +36,20 @@ at::Tensor padded_rows(const at::Tensor& x, int64_t m, int64_t k, int64_t ldx) {
   return to;
 }
 
+// Rows [m, k] of codes times one weight, into rows of `out`. All tensors are checked and contiguous.
+void int8_rows(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& x_zero, const at::Tensor& w,
+               const at::Tensor& w_scale, const at::Tensor& w_sum, const at::Tensor& bias, int64_t m, int64_t k,
+               const Output& out) {
+  if (m == 0) return;
+  const bool amx = current_isa() == kIsaAmx && m >= kAmxFromRows;
+  const int64_t ldx = round_up(k, 4);
+  at::Tensor rows = amx ? tiled_rows(x, m, k) : padded_rows(x, m, k, ldx);
+  Int8Args a{rows.const_data_ptr<uint8_t>(), ldx, x_scale.const_data_ptr<float>(), x_zero.const_data_ptr<int32_t>(),
+             w.const_data_ptr<int8_t>(), w_scale.const_data_ptr<float>(), w_sum.const_data_ptr<int32_t>(),
+             bias.defined() ? bias.const_data_ptr<float>() : nullptr, out, k, w.size(1)};
+  for_ranges(m, w.size(0), a.k4 * 128, true, [&](const Range& r) { amx ? int8_amx(a, r) : int8_avx512(a, r); });
+}
+
 void check(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& x_zero, const at::Tensor& w,
            const at::Tensor& w_scale, const at::Tensor& w_sum, int64_t n, int64_t k) {
   check_tensor(x, at::kByte, x.sizes(), kName, "x_codes");
@@ -54,15 +68,8 @@ at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& x_scale, const at:
   check(x, x_scale, x_zero, w, w_scale, w_sum, n, k);
   at::Tensor b = float_bias(bias, n, kName);
   at::Tensor out = at::empty(with_last(x, n), x.options().dtype(dtype));
-  if (m == 0) return out;
-  const bool amx = current_isa() == kIsaAmx && m >= kAmxFromRows;
-  const int64_t ldx = round_up(k, 4);
-  at::Tensor rows = amx ? tiled_rows(x, m, k) : padded_rows(x, m, k, ldx), xs = x_scale.contiguous(), xz = x_zero.contiguous();
-  at::Tensor ws = w_scale.contiguous(), sums = w_sum.contiguous();
-  Int8Args a{rows.const_data_ptr<uint8_t>(), ldx, xs.const_data_ptr<float>(), xz.const_data_ptr<int32_t>(),
-             w.const_data_ptr<int8_t>(), ws.const_data_ptr<float>(), sums.const_data_ptr<int32_t>(),
-             b.defined() ? b.const_data_ptr<float>() : nullptr, Output{out.mutable_data_ptr(), type, n}, k, w.size(1)};
-  for_ranges(m, w.size(0), a.k4 * 128, true, [&](const Range& r) { amx ? int8_amx(a, r) : int8_avx512(a, r); });
+  int8_rows(x, x_scale.contiguous(), x_zero.contiguous(), w, w_scale.contiguous(), w_sum.contiguous(), b, m, k,
+            Output{out.mutable_data_ptr(), type, n});
   return out;
 }
 

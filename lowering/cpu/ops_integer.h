@@ -15,6 +15,20 @@ using Rows4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Rows6 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using MaybeTensor = std::optional<at::Tensor>;
 
+inline void run_rows(const RowCall& call, int64_t rows) {
+  if (rows == 0) return;
+  current_isa();
+  const int64_t grain = std::max<int64_t>(1, 16384 / (call.n * call.heads));
+  at::parallel_for(0, rows, grain, [&](int64_t r0, int64_t r1) { integer_rows(call, r0, r1); });
+}
+
+// Rows of n numbers, one behind the other.
+inline IntRows dense(const int32_t* x, const int32_t* k, int64_t n) {
+  IntRows rows;
+  rows.x = x, rows.k = k, rows.x_step[2] = n, rows.k_step[2] = 1;
+  return rows;
+}
+
 // One visit to all rows of a call; keeps the tensors that were made dense alive until it has run.
 class RowOp {
  public:
@@ -34,6 +48,12 @@ class RowOp {
     } else {
       for (size_t i = 0; i < lead_.size(); ++i) call.size[3 - lead_.size() + i] = lead_[i];
     }
+  }
+
+  // The same leading dimensions for rows of n numbers.
+  void rows_for(const at::Tensor& x, int64_t n) {
+    rows_of(x);
+    call.n = n;
   }
 
   // x [..., n] and k [..., 1], which may be broadcast, as rows.
@@ -71,6 +91,20 @@ class RowOp {
     call.w_step = mantissa->numel() > 1;
   }
 
+  void activation(int64_t kind, const at::Tensor& table) {
+    TORCH_CHECK(kind >= 0 && kind <= 5 && table.numel() == 33, name_, ": kind ", kind, ", a table of ", table.numel());
+    call.kind = static_cast<int>(kind), call.table = vector(table);
+  }
+
+  // eps_mantissa, eps_exponent, root_n, places, center.
+  void norm(at::IntArrayRef norm, const MaybeTensor& bias, const MaybeTensor& bias_exponent) {
+    TORCH_CHECK(norm.size() == 5 && call.n <= 32767, name_, ": a norm over ", call.n, " channels");
+    call.step = kUnit;
+    call.eps_mantissa = norm[0], call.eps_exponent = norm[1], call.root_n = norm[2], call.places = norm[3];
+    call.center = norm[4];
+    if (bias.has_value()) call.bias = vector(*bias), call.bias_exponent = number(*bias_exponent);
+  }
+
   at::Tensor make(int64_t last, at::ScalarType type) {
     at::DimVector shape(lead_.begin(), lead_.end());
     shape.push_back(last);
@@ -92,14 +126,36 @@ class RowOp {
   }
 
   Rows4 to_codes(int64_t bits, bool symmetric) {
+    const Rows4 made = make_codes(bits, symmetric);
+    run();
+    return made;
+  }
+
+  // Where codes go to; whoever asks for them runs the call, in parts.
+  Rows4 make_codes(int64_t bits, bool symmetric) {
     TORCH_CHECK(bits >= 2 && bits <= 8, name_, ": codes of ", bits, " bits");
     at::Tensor codes = make(width(), at::kChar), zero = make(1, at::kInt), m = make(1, at::kInt);
     at::Tensor k = make(1, at::kInt);
     call.emit = kEmitCodes, call.bits = bits, call.symmetric = symmetric;
     call.codes = codes.mutable_data_ptr<int8_t>(), call.zero = zero.mutable_data_ptr<int32_t>();
     call.m = m.mutable_data_ptr<int32_t>(), call.codes_k = k.mutable_data_ptr<int32_t>();
-    run();
     return {codes, zero, m, k};
+  }
+
+  // Where the sums before a norm go to.
+  Rows2 make_sum() {
+    at::Tensor sum = make(width(), at::kInt), k = make(1, at::kInt);
+    call.sum = sum.mutable_data_ptr<int32_t>(), call.sum_k = k.mutable_data_ptr<int32_t>();
+    return {sum, k};
+  }
+
+  // The call for `count` rows from `row` on alone, whose sources are to be given yet.
+  RowCall part(int64_t row, int64_t count) const {
+    RowCall one = call;
+    one.size[0] = one.size[1] = 1, one.size[2] = count;
+    if (one.sum) one.sum += row * width(), one.sum_k += row;
+    one.codes += row * width(), one.zero += row, one.m += row, one.codes_k += row;
+    return one;
   }
 
   at::Tensor to_cache(int64_t bits) {
@@ -156,9 +212,7 @@ class RowOp {
   void run() {
     if (rows_ == 0) return;
     TORCH_CHECK(call.n > 0, name_, ": empty rows");
-    current_isa();
-    const int64_t grain = std::max<int64_t>(1, 16384 / width());
-    at::parallel_for(0, rows_, grain, [&](int64_t r0, int64_t r1) { integer_rows(call, r0, r1); });
+    run_rows(call, rows_);
   }
 
   const char* name_;

@@ -1,6 +1,7 @@
 // qpass_cpu::integer_attention: attention of integer-only programs over a cache of int8 rows.
 // Part of operators.cpp.
-#include "ops_integer.h"
+#pragma once
+#include "ops_integer_rows.h"
 
 namespace qpass_cpu {
 namespace {
@@ -78,8 +79,20 @@ Rows2 attention_rows(const at::Tensor& q_in, const at::Tensor& m, const at::Tens
   return {out.transpose(1, 2), out_k.transpose(1, 2)};
 }
 
+// The heads of each query side by side, as codes.
+Rows4 attention_codes(const at::Tensor& q, const at::Tensor& m, const at::Tensor& k, const at::Tensor& keys,
+                      const at::Tensor& values, const MaybeTensor& mask, bool causal, const at::Tensor& table,
+                      int64_t scale_mantissa, int64_t scale_exponent, int64_t up, int64_t clip, int64_t bits,
+                      bool symmetric) {
+  const auto [x, xk] = attention_rows(q, m, k, keys, values, mask, causal, table, scale_mantissa, scale_exponent, up, clip);
+  return integer_merge_heads_quantize(x.transpose(1, 2), xk.transpose(1, 2), bits, symmetric);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qpass_cpu, CPU, m) { m.impl("integer_attention", attention_rows); }
+TORCH_LIBRARY_IMPL(qpass_cpu, CPU, m) {
+  m.impl("integer_attention", attention_rows);
+  m.impl("integer_attention_quantize", attention_codes);
+}
 
 }  // namespace qpass_cpu

@@ -1,5 +1,6 @@
 // The row operators of integer-only programs: each step alone, and with the requantization behind it.
 // Part of operators.cpp.
+#pragma once
 #include "ops_integer.h"
 
 namespace qpass_cpu {
@@ -27,21 +28,12 @@ Rows2 integer_add(const at::Tensor& a, const at::Tensor& ka, const at::Tensor& b
   return op.to_rows();
 }
 
-// eps_mantissa, eps_exponent, root_n, places, center.
-void norm_args(RowOp& op, at::IntArrayRef norm, const MaybeTensor& bias, const MaybeTensor& bias_exponent) {
-  TORCH_CHECK(norm.size() == 5 && op.call.n <= 32767, "qpass_cpu::integer_norm: a norm over ", op.call.n, " channels");
-  op.call.step = kUnit;
-  op.call.eps_mantissa = norm[0], op.call.eps_exponent = norm[1], op.call.root_n = norm[2], op.call.places = norm[3];
-  op.call.center = norm[4];
-  if (bias.has_value()) op.call.bias = op.vector(*bias), op.call.bias_exponent = op.number(*bias_exponent);
-}
-
 RowOp normed(const at::Tensor& x, const at::Tensor& k, const MaybeTensor& mantissa, const MaybeTensor& shift,
              const MaybeTensor& exponent, const MaybeTensor& bias, const MaybeTensor& bias_exponent,
              at::IntArrayRef norm) {
   RowOp op("qpass_cpu::integer_norm");
   op.rows_of(x);
-  norm_args(op, norm, bias, bias_exponent);
+  op.norm(norm, bias, bias_exponent);
   op.channels(mantissa, shift, exponent);
   op.call.a = op.source(x, k);
   return op;
@@ -66,18 +58,16 @@ Rows6 integer_add_norm_quantize(const at::Tensor& a, const at::Tensor& ka, const
   TORCH_CHECK(a.sizes() == b.sizes(), "qpass_cpu::integer_add: rows of ", a.sizes(), " and ", b.sizes());
   RowOp op = normed(a, ka, mantissa, shift, exponent, bias, bias_exponent, norm);
   op.call.b = op.source(b, kb);
-  at::Tensor sum = op.make(op.width(), at::kInt), sum_k = op.make(1, at::kInt);
-  op.call.sum = sum.mutable_data_ptr<int32_t>(), op.call.sum_k = sum_k.mutable_data_ptr<int32_t>();
-  return std::tuple_cat(Rows2(sum, sum_k), op.to_codes(bits, symmetric));
+  const Rows2 sum = op.make_sum();
+  return std::tuple_cat(sum, op.to_codes(bits, symmetric));
 }
 
 RowOp activating(const at::Tensor& x, const at::Tensor& k, int64_t kind, const at::Tensor& mantissa,
                  const at::Tensor& shift, const at::Tensor& exponent, const at::Tensor& table) {
   RowOp op("qpass_cpu::integer_activation");
-  TORCH_CHECK(kind >= 0 && kind <= 3 && table.numel() == 33, "qpass_cpu::integer_activation: kind ", kind,
-              ", a table of ", table.numel());
   op.rows_of(x);
-  op.call.step = kActivate, op.call.kind = static_cast<int>(kind), op.call.table = op.vector(table);
+  op.activation(kind, table);
+  op.call.step = kActivate;
   op.channels(mantissa, shift, exponent);
   op.call.a = op.source(x, k);
   return op;
@@ -170,6 +160,31 @@ at::Tensor integer_append(const at::Tensor& x, const at::Tensor& k, int64_t bits
   return taken(x, k).to_longer_cache(bits, past);
 }
 
+RowOp scaling(const at::Tensor& x, const at::Tensor& k, const at::Tensor& mantissa, const at::Tensor& shift,
+              const at::Tensor& exponent) {
+  RowOp op("qpass_cpu::integer_scale");
+  op.rows_of(x);
+  op.call.step = kScale;
+  op.channels(mantissa, shift, exponent);
+  op.call.a = op.source(x, k);
+  return op;
+}
+
+Rows2 integer_scale(const at::Tensor& x, const at::Tensor& k, const at::Tensor& mantissa, const at::Tensor& shift,
+                    const at::Tensor& exponent) {
+  return scaling(x, k, mantissa, shift, exponent).to_rows();
+}
+
+Rows2 integer_concat(const at::Tensor& a, const at::Tensor& ka, const at::Tensor& b, const at::Tensor& kb) {
+  RowOp op("qpass_cpu::integer_concat");
+  TORCH_CHECK(a.dim() == b.dim() && a.sizes().slice(0, a.dim() - 1) == b.sizes().slice(0, b.dim() - 1),
+              "qpass_cpu::integer_concat: rows of ", a.sizes(), " and ", b.sizes());
+  op.rows_for(a, a.size(-1) + b.size(-1));
+  op.call.step = kConcat, op.call.first = a.size(-1);
+  op.call.a = op.source(a, ka), op.call.b = op.source(b, kb);
+  return op.to_rows();
+}
+
 Rows2 integer_logits(const at::Tensor& x, const at::Tensor& k) {
   RowOp op = taken(x, k);
   op.call.step = kLogits;
@@ -196,6 +211,8 @@ TORCH_LIBRARY_IMPL(qpass_cpu, CPU, m) {
   m.impl("integer_rotary_pack", integer_rotary_pack);
   m.impl("integer_rotary_append", integer_rotary_append);
   m.impl("integer_append", integer_append);
+  m.impl("integer_scale", integer_scale);
+  m.impl("integer_concat", integer_concat);
   m.impl("integer_logits", integer_logits);
 }
 

@@ -42,13 +42,10 @@ void compute(const WeightArgs& a, Isa isa, Path path, const Range& r) {
   return bf16 ? weight_panel_bf16(a, r) : weight_panel_fp32(a, r);
 }
 
-// Everything but the weights' own tensors; `a` brings those.
-at::Tensor run(const at::Tensor& x, WeightArgs a, int64_t k, int64_t blocks, const at::Tensor& bias, int64_t n,
-               at::ScalarType dtype, const char* op) {
-  const OutType from = out_type(x.scalar_type(), op, "x"), type = out_type(dtype, op, "dtype");
-  const int64_t m = x.numel() / k;
-  at::Tensor out = at::empty(with_last(x, n), x.options().dtype(dtype));
-  if (m == 0) return out;
+// Rows [m, k] times one weight, into rows of `out`; `a` brings the weight's own tensors.
+void times_weight(const at::Tensor& x, OutType from, WeightArgs a, int64_t m, int64_t k, int64_t blocks,
+                  const at::Tensor& bias, const Output& out) {
+  if (m == 0) return;
   a.ldx = round_up(k, 32);
   a.k = k;
   const Isa isa = current_isa();
@@ -57,13 +54,20 @@ at::Tensor run(const at::Tensor& x, WeightArgs a, int64_t k, int64_t blocks, con
   at::Tensor rows = bf16_rows(x, from, m, k, a.ldx, tiles), sums;
   a.x = static_cast<const uint16_t*>(rows.const_data_ptr());
   a.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
-  a.out = Output{out.mutable_data_ptr(), type, n};
+  a.out = out;
   if (a.zero && path != Path::kPanel) {
     sums = at::empty({m, a.groups}, x.options().dtype(at::kFloat));
     group_sums(a, m, tiles, sums.mutable_data_ptr<float>());
     a.x_sum = sums.const_data_ptr<float>();
   }
   for_ranges(m, blocks, a.chunks * 128, path == Path::kPanel, [&](const Range& r) { compute(a, isa, path, r); });
+}
+
+at::Tensor run(const at::Tensor& x, const WeightArgs& a, int64_t k, int64_t blocks, const at::Tensor& bias, int64_t n,
+               at::ScalarType dtype, const char* op) {
+  const OutType from = out_type(x.scalar_type(), op, "x"), type = out_type(dtype, op, "dtype");
+  at::Tensor out = at::empty(with_last(x, n), x.options().dtype(dtype));
+  times_weight(x, from, a, x.numel() / k, k, blocks, bias, Output{out.mutable_data_ptr(), type, n});
   return out;
 }
 

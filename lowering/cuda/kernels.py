@@ -45,7 +45,7 @@ def _unpacks(capability: Capability) -> str | None:
     """Why packed words cannot be unpacked here; a version of Triton that is not known is tried, once."""
     if reason := capability.refusal or missing():
         return reason
-    if version("triton").startswith(CHECKED_TRITON):
+    if capability.amd or version("triton").startswith(CHECKED_TRITON):
         return None
     order = importlib.import_module("qpass.lowering.triton.register_order")
     found: str | None = order.differs(str(capability))
@@ -96,17 +96,13 @@ def _refuses_fp8(case: Case, capability: Capability) -> str | None:
         return OTHER_KIND
     if not _plain_channel(case.scheme.weight, "e4m3"):
         return "it takes e4m3:channel:sym weights"
-    return _without_fp8(capability) or capability.refusal or missing()
-
-
-def _without_fp8(capability: Capability) -> str | None:
-    return None if capability.fp8 else f"{capability} has no FP8 dot: that begins with sm_89"
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _refuses_block(case: Case, capability: Capability) -> str | None:
     if (case.scheme.weight, case.scheme.input) != (Format.parse("fp8-block"), Format.parse("fp8-group")):
         return OTHER_KIND
-    return _without_fp8(capability) or capability.refusal or missing()
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _odd_groups(fmt: Format) -> str | None:
@@ -146,7 +142,7 @@ def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
         return "it takes codes of a sign and three bits: sym, without zero points"
     if fmt.scale_kind.outer == "tensor":
         return f"it takes no scales of {fmt.scale}"
-    return _odd_groups(fmt) or _without_fp8(capability) or _unpacks(capability)
+    return _odd_groups(fmt) or capability.without_fp8 or _unpacks(capability)
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -155,38 +151,33 @@ def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _counters(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
     size = tiles.counters(padded_rows(case.out_features))
-    made = functools.partial(_zeros, size=size)
+    made = functools.partial(weights.zeros, size=size)
     return {"counters": Derived((names["codes"],), made, _meta((size,), torch.int32))}
 
 
-def _zeros(codes: Tensor, *, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.int32, device=codes.device)
-
-
-def _plain(names: Mapping[str, str], program: Program) -> dict[str, Derived]:
-    codes, scale = program.like(names["codes"]), program.like(names["scale"])
+def _plain(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
+    rows, fmt = case.out_features, case.scheme.weight
+    codes = _meta((rows, case.in_features), fmt.code_dtype)
     return {
         "plain": Derived((names["codes"],), Tensor.contiguous, codes),
-        "row_scale": Derived(
-            (names["scale"],), lambda s: s.flatten().contiguous(), _meta((scale.numel(),), scale.dtype)
-        ),
+        "row_scale": Derived((names["scale"],), lambda s: s.flatten().contiguous(), _meta((rows,), fmt.scale_dtype)),
     }
 
 
 def _prepare_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
     sums = Derived((names["codes"],), weights.row_sums, _meta((case.out_features,), torch.int32))
-    return {**_plain(names, program), "sum": sums, **_counters(names, case)}
+    return {**_plain(names, case), "sum": sums, **_counters(names, case)}
 
 
 def _call_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    codes, scale, zero = _signed(inputs)
+    codes, scale, zero = signed(inputs)
     return torch.ops.qpass_cuda.int8_linear(
         codes, scale, zero, found["plain"], found["row_scale"], found["sum"], bias, found["counters"], case.dtype
     )
 
 
-def _signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+def signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Unsigned codes moved to where int8 lives; no zero point for symmetric ones."""
     codes, scale, zero = inputs
     if codes.dtype is torch.int8:
@@ -195,7 +186,7 @@ def _signed(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _prepare_fp8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    return {**_plain(names, program), **_counters(names, case)}
+    return {**_plain(names, case), **_counters(names, case)}
 
 
 def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
@@ -249,7 +240,7 @@ def _bf16(fmt: Format) -> str:
     return "bf16"
 
 
-def _scale(fmt: Format) -> str:
+def scale_place(fmt: Format) -> str:
     return "apart" if kept_apart(fmt) else fmt.scale
 
 
@@ -260,7 +251,7 @@ def _call_w4a16(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: T
     assert lay is not None
     return torch.ops.qpass_cuda.w4a16_linear(
         inputs[0], found["words"], found["group_meta"], found.get("group_scale"), bias, found["counters"],
-        case.out_features, lay.group, str(lay.layout), _scale(fmt),
+        case.out_features, lay.group, str(lay.layout), scale_place(fmt),
     )  # fmt: skip
 
 
@@ -277,13 +268,13 @@ def _scaled_sums(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, fm
 
 def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    codes, scale, zero = _signed(inputs)
+    codes, scale, zero = signed(inputs)
     fmt = case.scheme.weight
     lay = grouped(fmt, integers(fmt))
     assert lay is not None
     return torch.ops.qpass_cuda.w4a8_int8_linear(
         codes, scale, zero, found["words"], found["group_meta"], found.get("group_scale"), found["sum"], bias,
-        found["counters"], case.out_features, lay.group, str(lay.layout), _scale(fmt), case.dtype,
+        found["counters"], case.out_features, lay.group, str(lay.layout), scale_place(fmt), case.dtype,
     )  # fmt: skip
 
 
@@ -356,7 +347,7 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts)
+        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts, merges=True)
 
     words = functools.partial(_prepare_integers, order=_bf16)
     return (

@@ -34,7 +34,7 @@ def _assembly(x: Tensor) -> bool:
 
 
 def _warp_groups(x: Tensor) -> bool:
-    return not _assembly(x) or torch.cuda.get_device_capability(x.device)[0] >= 9
+    return not x.is_cuda or (_assembly(x) and torch.cuda.get_device_capability(x.device)[0] >= 9)
 
 
 def _on_cpu(kernel: Any, x: Tensor) -> Any:
@@ -148,7 +148,7 @@ def _architecture(x: Tensor) -> str | None:
 
 def _joined(x: Tensor, group: int, layout: Layout) -> bool:
     """Whether two parts of a K block are one dot: those of one group, where dots are waited for one by one."""
-    return _warp_groups(x) and 4 * group != layout.block
+    return (not x.is_cuda or (_assembly(x) and _warp_groups(x))) and 4 * group != layout.block
 
 
 def _four_bit(layout: Layout, group: int) -> Any:

@@ -1,6 +1,4 @@
 """Target ``cuda``: planned for the GPU that is there, or for one that is named, ``cuda:sm_80``; sm_90 if neither.
-
-``cuda:tuned``, or ``cuda:sm_90,tuned``: tiles of our kernels are chosen by trying them at the first run.
 """
 
 from __future__ import annotations
@@ -10,34 +8,35 @@ import functools
 import torch
 from torch import Tensor
 
-from qpass.errors import UnsupportedError
+from qpass.errors import InputError, UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.branch import join_branches
 from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.experts import FLOAT, experts
+from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
-from qpass.lowering.reference import DEQUANTIZE
+from qpass.lowering.inductor.modes import MODES
+from qpass.lowering.reference import DEQUANTIZE, DEQUANTIZE_EXPERTS
 
-TUNED = "tuned"
 
-
-def configured(option: str = "") -> Target:
-    """The target for one capability; without ``option`` the device's.
+def configured(option: str = "", mode: str | None = None) -> Target:
+    """The target for one capability; without ``option`` the device's. ``mode`` is one of ``torch.compile``'s.
 
     Raises:
-        InputError: an option that is not a compute capability, or ``tuned``.
+        InputError: an option that is not a compute capability, or an unknown mode.
     """
-    words = option.split(",") if option else []
-    tuned = TUNED in words
-    stated = [word for word in words if word != TUNED]
-    capability = Capability.parse(",".join(stated)) if stated else Capability.here()
-    build = functools.partial(_build, capability=capability, tuned=tuned)
-    said = [str(capability)] * capability.stated + [TUNED] * tuned
-    name = "cuda" + (":" + ",".join(said) if said else "")
-    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda", {"quantize": QUANTIZE},
-                  rewrite=join_branches, check=functools.partial(_check, capability))  # fmt: skip
+    if mode is not None and mode not in MODES:
+        raise InputError(f"unknown mode {mode!r}", fix=f"use one of {', '.join(MODES)}")
+    capability = Capability.parse(option) if option else Capability.here()
+    build = functools.partial(_build, capability=capability, mode=mode)
+    name = f"cuda:{capability}" if capability.stated else "cuda"
+    return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=(*JOINS, join_branches),
+                  check=functools.partial(_check, capability),
+                  grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
 
 
 def _check(capability: Capability) -> None:
@@ -46,15 +45,15 @@ def _check(capability: Capability) -> None:
             f"no GPU is here to compile for {capability}",
             fix='qpass.plan and qpass.trace work without one; use target="cpu" or "reference" to compile',
         )
-    here = Capability(*torch.cuda.get_device_capability())
-    if here.fp8 < capability.fp8 or here.refusal:
+    here = Capability.here()
+    if here.amd != capability.amd or here.fp8 < capability.fp8 or here.refusal:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
 
 
-def _build(program: Program, *, capability: Capability, tuned: bool = False) -> torch.nn.Module:
+def _build(program: Program, *, capability: Capability, mode: str | None) -> torch.nn.Module:
     _check(capability)
     on_cpu = [name for name, param in program.params.items() if isinstance(param, Tensor) and not param.is_cuda]
     if on_cpu:
         raise UnsupportedError(f"{len(on_cpu)} parameters are not on the GPU, the first is {on_cpu[0]}",
                                fix='move the model first: model.to("cuda")')  # fmt: skip
-    return Bucketed(program, tuned=tuned)
+    return Bucketed(program, mode)

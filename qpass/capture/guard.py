@@ -52,7 +52,7 @@ def integer_guard(model: nn.Module | None = None) -> Iterator[None]:
     runner = getattr(model, "_qpass_runner", None)
     if runner is None or not isinstance(getattr(model, "_qpass_call", None), IntegerCall):
         raise InputError("the model is not integer-only", fix='compile it with a recipe such as "int-only-w8a8"')
-    inner = runner.forward
+    inner, outer = runner.forward, vars(runner).get("forward")  # there is one where guards are nested
 
     def watched(*inputs: Any) -> Any:
         with IntegerOnly():
@@ -64,7 +64,9 @@ def integer_guard(model: nn.Module | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        del runner.forward
+        vars(runner).pop("forward", None)
+        if outer is not None:
+            runner.forward = outer
 
 
 def integer_logits(model: nn.Module, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ takes the scores back to those integers, draws, and leaves one token that is pos
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -20,7 +21,10 @@ from qpass.numerics.integer.sampler import TABLE, draw, keep_top_k, keep_top_p, 
 
 _LOG2E = 1.4426950408889634
 _TOP_K = 50  # transformers' own default
-_OURS = ("temperature", "top_k", "top_p")
+_OURS = {"temperature": 1.0, "top_k": _TOP_K, "top_p": 1.0}
+"""Settings of the integer sampler, and what None means."""
+_OTHERS = {"min_p": None, "typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+"""Settings of samplers in float that transformers has, and the value that, beside None, asks for nothing."""
 
 
 class IntegerSampler(LogitsProcessor):
@@ -37,9 +41,10 @@ class IntegerSampler(LogitsProcessor):
     """
 
     def __init__(self, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None:
-        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+        if not (_number(temperature) and math.isfinite(temperature) and temperature > 0):
             raise InputError(f"temperature is {temperature!r}", fix="pass a number above 0, or do_sample=False")
-        if not 0 < top_p <= 1 or top_k < 0 or not 0 <= seed < 1 << 64:
+        whole = all(_number(value) and isinstance(value, int) for value in (top_k, seed))
+        if not (whole and _number(top_p) and 0 < top_p <= 1 and top_k >= 0 and 0 <= seed < 1 << 64):
             raise InputError(f"top_p {top_p!r}, top_k {top_k!r}, seed {seed!r}",
                              fix="pass 0 < top_p <= 1, top_k >= 0 and 0 <= seed < 2^64")  # fmt: skip
         self.seed, self.scale = seed, fit_one(_LOG2E / temperature)
@@ -58,6 +63,10 @@ class IntegerSampler(LogitsProcessor):
         p = keep_top_k(p, self.top_k) if self.top_k else p
         p = keep_top_p(p, self.top_p_q16) if self.top_p_q16 < 65536 else p
         return draw(p, random_words(self.seed, step, len(p), p.device))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_integers(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,20 +90,26 @@ def generate(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> A
         seed: of the draws; taken from torch's generator if None, so that ``torch.manual_seed`` decides.
 
     Raises:
-        UnsupportedError: sampling with beams, or several sequences a prompt.
+        InputError: a seed, temperature, top_k or top_p that is not legal.
+        UnsupportedError: sampling with beams, several sequences a prompt, or a setting that has no integer form.
     """
+    kwargs |= inspect.signature(super(type(self), self).generate).bind_partial(*args).arguments
     given = kwargs.get("generation_config") or self.generation_config
-    said = {name: kwargs.pop(name) if name in kwargs else getattr(given, name, None) for name in ("do_sample", *_OURS)}
+    names = ("do_sample", *_OURS, *_OTHERS)
+    said = {name: kwargs.pop(name) if name in kwargs else getattr(given, name, None) for name in names}
     if not said["do_sample"]:
         if seed is not None:
             raise InputError("a seed without do_sample=True", fix="pass do_sample=True, or leave seed out")
-        return super(type(self), self).generate(*args, do_sample=False, **kwargs)
+        return super(type(self), self).generate(do_sample=False, **kwargs)
     for name in ("num_beams", "num_return_sequences"):
         if (kwargs.get(name, getattr(given, name, None)) or 1) > 1:
             raise UnsupportedError(f"sampling with {name} above 1 in an integer-only model",
                                    fix="repeat the prompt as rows of the batch")  # fmt: skip
+    for name, nothing in _OTHERS.items():
+        if said[name] not in (None, nothing):
+            raise UnsupportedError(f"sampling with {name} {said[name]!r} in an integer-only model",
+                                   fix=f"leave it out; {', '.join(_OURS)} have an integer form")  # fmt: skip
     seed = int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed
-    top_k = _TOP_K if said["top_k"] is None else said["top_k"]
-    sampler = IntegerSampler(seed, said["temperature"] or 1.0, top_k, said["top_p"] or 1.0)
+    sampler = IntegerSampler(seed, **{name: said[name] if said[name] is not None else _OURS[name] for name in _OURS})
     processors = LogitsProcessorList([*(kwargs.pop("logits_processor", None) or []), sampler])
-    return super(type(self), self).generate(*args, do_sample=False, logits_processor=processors, **kwargs)
+    return super(type(self), self).generate(do_sample=False, logits_processor=processors, **kwargs)

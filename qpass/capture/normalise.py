@@ -7,6 +7,7 @@ Every step keeps the numbers bit for bit.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,15 @@ _WRITTEN = {aten.layer_norm.default: 5, aten.cat.default: 2, aten.stack.default:
 
 
 def normalise(program: Program) -> Program:
-    """The same program without asserts, no-op casts, aliases and copies, with linears and dims in one spelling."""
+    """The same program without asserts, no-op casts, aliases and copies, with linears and dims in one spelling.
+
+    Weights of linears are [N, K], stacked weights that rows fetch or are sorted for [E, N, K].
+    """
     graph, _ = copy_graph(program.graph)
     params = dict(program.params)
     normalise_graph(graph)
     _linears(graph, params)
+    _stacks(graph, params)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, stage="NORMAL")
@@ -323,6 +328,33 @@ def _is_transpose(node: fx.Node) -> bool:
     if node.target is aten.permute.default:
         return [dim % 2 for dim in node.args[1]] == [1, 0]
     return node.target in (aten.t.default, aten.transpose.int, aten.numpy_T.default)
+
+
+_GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+_BATCHED = (aten.bmm.default, aten.matmul.default)
+
+
+def _stacks(graph: fx.Graph, params: dict[str, Any]) -> None:
+    """``_grouped_mm(x, w)`` and ``bmm(x, w[ids])`` with w [E, K, N] -> the same with a transposed view of [E, N, K]."""
+    readers = Counter(node.target for node in graph.nodes if node.op == "get_attr")
+    for node in [node for node in graph.nodes if node.op == "get_attr" and len(_shape(node) or ()) == 3]:
+        if len(node.users) != 1 or readers[node.target] > 1 or not _multiplies(node, next(iter(node.users))):
+            continue
+        reader = next(iter(node.users))
+        with graph.inserting_before(reader):
+            turned = graph.call_function(aten.transpose.int, (node, -2, -1))
+        turned.meta = {"val": node.meta["val"], "scopes": reader.meta.get("scopes", ())}
+        params[node.target], node.meta["val"] = params[node.target].mT, node.meta["val"].mT
+        reader.replace_input_with(node, turned)
+
+
+def _multiplies(weight: fx.Node, reader: fx.Node) -> bool:
+    """Whether ``reader`` sums over the second dimension of a weight [E, K, N], or what it fetches is so read."""
+    if op_base(reader) in _GROUPED:
+        return reader.args[1] is weight
+    if reader.target is not aten.index.Tensor or len(reader.args[1]) != 1 or reader.args[0] is not weight:
+        return False
+    return all(user.target in _BATCHED and user.args[1] is reader for user in reader.users)
 
 
 def _merge_views(graph: fx.Graph, linear: fx.Node) -> None:

@@ -110,7 +110,7 @@ def collect(
 def _linear(name: str, choice: Choice) -> dict[str, Any]:
     return {
         "name": name,
-        "shape": list(choice.shape),
+        "shape": list(choice.sizes),
         "format": str(choice.scheme) if choice.scheme else None,
         "kernel": choice.kernel.name if choice.kernel else None,
         "reason": choice.reason or None,

@@ -13,9 +13,7 @@ from qpass.graph.program import Program
 from qpass.numerics import codec
 from qpass.numerics.low_rank import DOWN, UP
 from qpass.numerics.scales import Scales
-from qpass.passes.plan import Choice
-
-aten = torch.ops.aten
+from qpass.passes.plan import Choice, choice_of
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ def weight_errors(solved: Program, quantised: Program) -> WeightErrors | None:
         solved, quantised: SOLVED and QUANTISED of one run.
     """
     choices: dict[str, Choice] = {}
-    for node in solved.nodes(aten.linear.default):
-        choice = node.meta["plan"]
-        if choice.scheme is not None:
+    for node in solved.nodes():
+        choice = choice_of(node)
+        if choice is not None and choice.scheme is not None:
             choices.setdefault(choice.weight, choice)
     if not choices:
         return None
     ratios, signal, noise, size, numbers = [], 0.0, 0.0, 0.0, 0
     for name, choice in choices.items():
-        weight = solved.tensor(name)
+        weight = solved.tensor(name).flatten(0, -2)
         one, error = weight.double(), weight.double() - stored(quantised, choice, weight.dtype).double()
         squares = float(one.square().sum()), float(error.square().sum())
         ratios.append(math.sqrt(squares[1] / squares[0]) if squares[0] else 0.0)

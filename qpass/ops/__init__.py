@@ -11,6 +11,7 @@ from qpass.ops.attention import (
     eager_attention,
 )
 from qpass.ops.dialect import REGISTRY, Op
+from qpass.ops.experts import grouped_linear, quantized_grouped_linear, weight_only_grouped_linear
 from qpass.ops.integer import (
     integer_activation,
     integer_add,
@@ -61,6 +62,7 @@ __all__ = [
     "fake_quantize",
     "gated",
     "gated_quantize",
+    "grouped_linear",
     "integer_activation",
     "integer_add",
     "integer_attention",
@@ -81,8 +83,10 @@ __all__ = [
     "linear",
     "quantize",
     "quantize_static",
+    "quantized_grouped_linear",
     "rms_norm",
     "rms_norm_quantize",
     "rotary",
+    "weight_only_grouped_linear",
     "weight_only_linear",
 ]

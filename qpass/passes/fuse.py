@@ -32,6 +32,8 @@ def fuse(program: Program) -> Program:
     graph, _ = copy_graph(program.graph)
     for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
         _fuse_linear(graph, node)
+    for node in [node for node in graph.nodes if getattr(node.meta.get("experts"), "scheme", None)]:
+        _fuse_experts(graph, node)
     for node in [node for node in graph.nodes if "rounds" in node.meta]:
         _fuse_rounding(graph, node)
     graph.eliminate_dead_code()
@@ -82,6 +84,23 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node) -> None:
             formats = str(scheme.input), str(scheme.weight.plain), node.meta["val"].dtype
             fused = graph.call_function(ops.linear, (*inputs, *parts, bias, *formats))
     fused.meta = {**node.meta, "rule": "fuse/linear"}
+    node.replace_all_uses_with(fused)
+    graph.erase_node(node)
+
+
+def _fuse_experts(graph: fx.Graph, node: fx.Node) -> None:
+    scheme = node.meta["experts"].scheme
+    x, weight, offsets = node.args
+    parts = _weight_parts(weight.args[0])  # type: ignore[union-attr, arg-type]
+    with graph.inserting_before(node):
+        if scheme.input is None:
+            args: tuple[Any, ...] = (x, *parts, offsets, str(scheme.weight))
+            fused = graph.call_function(ops.weight_only_grouped_linear, args)
+        else:
+            inputs = _input_parts(graph, x, str(scheme.input))  # type: ignore[arg-type]
+            formats = str(scheme.input), str(scheme.weight), node.meta["val"].dtype
+            fused = graph.call_function(ops.quantized_grouped_linear, (*inputs, *parts, offsets, *formats))
+    fused.meta = {**node.meta, "rule": "fuse/experts"}
     node.replace_all_uses_with(fused)
     graph.erase_node(node)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,22 +17,22 @@ from qpass.formats import Format
 from qpass.fusions import PRODUCERS
 from qpass.graph.program import Derived, Param, Program, copy_graph
 from qpass.graph.values import assign_names, op_name
-from qpass.lowering import Join, Kernel, Provider, Region
+from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.join import join
-from qpass.passes.plan import case_of, provider_refuses
+from qpass.passes.plan import case_of, choice_of, context_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
 def lower(
     program: Program, providers: Mapping[str, Provider] = MappingProxyType({}), regions: bool = False,
-    joins: Sequence[Join] = (), rewrite: Callable[[fx.Graph], None] = lambda graph: None,
+    joins: Sequence[Any] = (),
 ) -> Program:  # fmt: skip
     """Kernels are those that the plan picked. A meaning is traced once per op and types, then copied.
 
     ``providers``: the target's, by op of the dialect; where one takes a node, its call stands for the meaning.
     ``regions``: leave an integer op one node, whose target is its meaning, traced once per op and types.
-    ``joins``: the target's too, of what providers call. ``rewrite``: what it does with the graph at the end.
+    ``joins``: the target's too, of what providers call.
     """
     graph, _ = copy_graph(program.graph)
     params: dict[str, Param] = dict(program.params)
@@ -39,24 +40,30 @@ def lower(
     templates: dict[Any, Template] = {}
     packed: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.target in (ops.linear, ops.weight_only_linear):
+        if node.target in _LINEARS:
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
-            history.update({name: (f"packed for {node.meta['plan'].kernel.name}",) for name in added})
+            history.update({name: (f"packed for {choice_of(node).kernel.name}",) for name in added})
+    takers = Takers(providers, context_of(program))
     if regions:
-        _outline(graph, providers)
-    made = _inline_meanings(graph, templates, providers, packed)
+        _outline(graph, takers)
+    made = _inline_meanings(graph, templates, takers, packed)
     history.update({name: ("packed for the target",) for name in made if name not in params})
     params = made | params
     join(graph, joins)
-    rewrite(graph)
     graph.eliminate_dead_code()
     assign_names(graph)
     return program.with_graph(graph, params=params, history=history, stage="LOWERED")
 
 
+_LINEARS = {
+    ops.linear: 3, ops.weight_only_linear: 1, ops.quantized_grouped_linear: 3, ops.weight_only_grouped_linear: 1,
+}  # fmt: skip
+"""Ops that a kernel computes, and how many of their arguments are the input's."""
+
+
 def _inline_meanings(
-    graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider], packed: dict[str, fx.Node]
+    graph: fx.Graph, templates: dict[Any, Template], takers: Takers, packed: dict[str, fx.Node]
 ) -> dict[str, Param]:
     """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it.
 
@@ -73,7 +80,7 @@ def _inline_meanings(
             if node.target is ops.fake_quantize:
                 _rounded(graph, node, types)
                 continue
-            provider, fn, args = _taken(node, providers), ops.REGISTRY[_op_of(node)].meaning, node.args
+            provider, fn, args = takers.of(node), ops.REGISTRY[_op_of(node)].meaning, node.args
             if provider is not None:
                 fn = provider.call
                 if provider.prepare is not None:
@@ -102,13 +109,22 @@ def _prepared(
     return call, (*node.args, *(packed[name] for name, _ in wanted.values()))
 
 
-def _taken(node: fx.Node, providers: Mapping[str, Provider]) -> Provider | None:
-    """The provider that computes the node, if there is one."""
-    provider = providers.get(_op_of(node))
-    return provider if provider is not None and provider_refuses(provider, node) is None else None
+@dataclass(frozen=True)
+class Takers:
+    """The target's providers, for programs of up to ``context`` tokens."""
+
+    providers: Mapping[str, Provider]
+    context: int
+
+    def of(self, node: fx.Node) -> Provider | None:
+        """The provider that computes the node, if there is one."""
+        provider = self.providers.get(_op_of(node))
+        if provider is None or provider_refuses(provider, node, self.context) is not None:
+            return None
+        return provider
 
 
-def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
+def _outline(graph: fx.Graph, takers: Takers) -> None:
     """Make each integer op that no provider takes a call of its region.
 
     It is many small ops, and the layers are alike.
@@ -116,7 +132,7 @@ def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
     made: dict[Any, Region] = {}
     for node in graph.nodes:
         name = _op_of(node) if node.op == "call_function" else ""
-        if not name.startswith("integer_") or _taken(node, providers) is not None:
+        if not name.startswith("integer_") or takers.of(node) is not None:
             continue
         key = (node.target, _types(node.args))
         if key not in made:
@@ -206,10 +222,12 @@ def _kernel(
 
     ``made``: the packed weights that the graph reads already, by name; linears that share a weight share them.
     """
-    choice = node.meta["plan"]
+    choice = choice_of(node)
     kernel: Kernel = choice.kernel
-    count = 1 if node.target is ops.weight_only_linear else 3
+    count = _LINEARS[node.target]
     inputs, (*operands, bias) = node.args[:count], node.args[count : count + 5]
+    if choice.experts:
+        inputs, bias, count = (*inputs, bias), None, count + 1  # offsets are where a linear has its bias
     codes = operands[0]
     case = case_of(choice, node.meta["val"].dtype)
     parts = {key: part for key, part in zip(("codes", "scale", "zero", "outer"), operands) if part is not None}

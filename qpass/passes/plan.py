@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from qpass import ops
 from qpass.errors import RecipeError
 from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
-from qpass.lowering import Case, Kernel, Provider, Target
+from qpass.lowering import Accumulator, Case, Kernel, Provider, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
+from qpass.passes.merge import merge_lines
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
 from qpass.passes.plan_attention import scheme_of as attention_scheme
+from qpass.passes.plan_experts import unfit
 from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
@@ -29,7 +32,10 @@ INTEGER = "integer_linear: exact int32 sums of int8 products"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the plan decided for one linear. ``scheme`` None: it stays in float, for ``reason``."""
+    """What the plan decided for one linear. ``scheme`` None: it stays in float, for ``reason``.
+
+    ``experts``: how many weights of ``shape`` a linear of experts has; 0 for any other linear.
+    """
 
     weight: str
     shape: tuple[int, int]
@@ -40,13 +46,20 @@ class Choice:
     bytes_before: int = 0
     branch: tuple[Choice, ...] = ()
     """What the two linears of a low-rank branch compute in: V [r, K], then U [N, r]."""
+    experts: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``shape``, behind the number of experts if it has some."""
+        return (self.experts, *self.shape) if self.experts else self.shape
 
     @property
     def bytes_after(self) -> int:
         """Bytes of the weight, its scales, zero points and branch, without padding."""
         if self.scheme is None:
             return self.bytes_before
-        return self.scheme.weight.plain.weight_bytes(*self.shape) + sum(part.bytes_after for part in self.branch)
+        (rows, width), branch = self.shape, sum(part.bytes_after for part in self.branch)
+        return self.scheme.weight.plain.weight_bytes(max(self.experts, 1) * rows, width) + branch
 
     def __str__(self) -> str:
         if self.scheme is None:
@@ -55,7 +68,7 @@ class Choice:
 
 
 def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
-    """The program with a ``Choice`` on every linear, and an ``AttentionChoice`` on every attention.
+    """The program with a ``Choice`` on every linear, experts' too, and an ``AttentionChoice`` on every attention.
 
     Raises:
         RecipeError: a line that matches nothing; groups wider than a weight (all offenders are listed).
@@ -65,23 +78,34 @@ def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
     _check_lines(recipe, linears)
     _check_groups(recipe, linears)
     for node in linears:
-        node.meta["plan"] = _choose(node, recipe, target)
-    _check_shared(recipe, linears)
+        node.meta[_KEY[node.target]] = _choose(node, recipe, target)
+    _check_shared(recipe, [node for node in linears if "plan" in node.meta])
     plan_attention(graph, recipe)
     return program.with_graph(graph, stage="PLANNED")
+
+
+_KEY = {aten.linear.default: "plan", ops.grouped_linear: "experts"}
+"""Where a node's ``meta`` has its choice. Methods look at ``plan`` alone: they know weights of two dimensions."""
+
+
+def choice_of(node: fx.Node) -> Choice | None:
+    """What was decided for a linear or a linear of experts; None for any other node."""
+    found: Choice | None = node.meta.get("plan") or node.meta.get("experts")
+    return found
 
 
 def names(node: fx.Node) -> list[str]:
     """The names a recipe may call a linear by: its parameter, and the module that uses it (they differ when tied)."""
     weight = node.args[1]
     found = [str(weight.target)] if isinstance(weight, fx.Node) and weight.op == "get_attr" else []
-    found += [f"{re.sub('@[0-9]+', '', scopes(node)[-1])}.weight"] if scopes(node) else []
+    if node.target is aten.linear.default and scopes(node):
+        found.append(f"{re.sub('@[0-9]+', '', scopes(node)[-1])}.weight")
     return list(dict.fromkeys(found)) or [str(node.meta["name"])]
 
 
 def _marked(program: Program, recipe: Recipe) -> list[fx.Node]:
     """The linears, with their roles where a line asks for one. The graph's own ``meta`` is written."""
-    linears = list(program.nodes(aten.linear.default))
+    linears = list(program.nodes(*_KEY))
     if any(line.glob.startswith("@") for line in recipe.lines):
         found = roles(program)
         for node in linears:
@@ -103,28 +127,32 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     assert isinstance(weight, fx.Node)
     value = weight.meta["val"]
     width = value.numel() * value.element_size() if isinstance(value.numel(), int) else 0
-    choice = Choice(str(weight.meta["name"]), tuple(value.shape), None, bytes_before=width)
+    choice = Choice(str(weight.meta["name"]), tuple(value.shape[-2:]), None, bytes_before=width,
+                    experts=value.shape[0] if value.dim() == 3 else 0)  # fmt: skip
     if line is None:
         return replace(choice, reason="no line of the recipe matches it")
     if line.scheme is None:
         return replace(choice, reason=f"the recipe says so ({line.glob})")
     if weight.op != "get_attr":
         return replace(choice, reason=f"its weight is computed by {op_name(weight.target)}, not a parameter")
-    others = sorted({op_name(user.target) for user in weight.users if user.target is not aten.linear.default})
+    others = sorted({op_name(user.target) for user in weight.users if user.target not in _KEY})
     if others and line.wide and recipe.integer is None:
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
         return replace(choice, reason=reason)
     if line.wide and _chooses(node):
         return replace(choice, reason="it chooses experts: a rounding could send a token elsewhere")
     scheme = line.scheme
+    if choice.experts and (reason := unfit(scheme, choice.shape[0], recipe)):
+        return replace(choice, reason=reason)
     for method in recipe.methods:
-        scheme = method.amend(scheme, choice.shape) if isinstance(method, Amends) else scheme
+        amends = isinstance(method, Amends) and not choice.experts
+        scheme = method.amend(scheme, choice.shape) if amends else scheme  # type: ignore[attr-defined]
     choice = replace(choice, scheme=scheme)
     if recipe.integer is not None:
         return replace(choice, reason=INTEGER)
     kernel, refusals = target.pick(case_of(choice, node.meta["val"].dtype))
     branch = _branch(choice, target, node.meta["val"].dtype)
-    return replace(choice, kernel=kernel, notes=(*_notes(choice), *refusals), branch=branch)
+    return replace(choice, kernel=kernel, notes=(*_notes(choice, recipe), *refusals), branch=branch)
 
 
 def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[Choice, ...]:
@@ -162,14 +190,16 @@ _RANKED = frozenset({"softmax", "_softmax", "sigmoid", "_to_copy", "add", "mul",
 def case_of(choice: Choice, dtype: torch.dtype) -> Case:
     """The kernel request of a linear with a scheme, without its branch."""
     assert choice.scheme is not None
-    return Case(*choice.shape, Scheme(choice.scheme.weight.plain, choice.scheme.input), dtype)
+    return Case(*choice.shape, Scheme(choice.scheme.weight.plain, choice.scheme.input), dtype, choice.experts)
 
 
-def _notes(choice: Choice) -> list[str]:
+def _notes(choice: Choice, recipe: Recipe) -> list[str]:
     assert choice.scheme is not None
     fmt, (rows, width) = choice.scheme.weight, choice.shape
     short = width % fmt.group if fmt.group else 0
     notes = [f"the last of {fmt.groups(width)} groups has {short} of {fmt.group} values"] if short else []
+    if choice.experts and recipe.methods:
+        notes.append("methods do not look at experts: rounded to nearest")
     if fmt.rows and rows % fmt.rows:
         notes.append(f"the last of {fmt.scale_rows(rows)} blocks has {rows % fmt.rows} of {fmt.rows} rows")
     return notes
@@ -219,8 +249,8 @@ def _check_groups(recipe: Recipe, linears: list[fx.Node]) -> None:
     wide = []
     for node in linears:
         line = _line(node, recipe)
-        if line and line.scheme and line.scheme.weight.group > node.args[1].meta["val"].shape[1]:
-            wide.append(f"{names(node)[0]} ({node.args[1].meta['val'].shape[1]} inputs)")
+        if line and line.scheme and line.scheme.weight.group > node.args[1].meta["val"].shape[-1]:
+            wide.append(f"{names(node)[0]} ({node.args[1].meta['val'].shape[-1]} inputs)")
     wide = list(dict.fromkeys(wide))
     if wide:
         raise RecipeError(f"a group of {line_group(recipe)} is wider than {len(wide)} weights: {', '.join(wide[:4])}",
@@ -245,6 +275,7 @@ class Plan:
     methods: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     attention: tuple[tuple[str, AttentionChoice], ...] = ()
+    merges: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return self.text()
@@ -264,6 +295,7 @@ class Plan:
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
         kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
+        lines += [f"merge {name}: {what}" for name, what in fold_rows(list(self.merges))]
         lines += self.ops
         lines += [f"keep {name}: {why}" for name, why in self.unseen]
         count = sum(choice.scheme is not None for _, choice in self.choices)
@@ -286,18 +318,36 @@ class Plan:
 
 def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     """The plan of a PLANNED program."""
-    linears = tuple((names(node)[-1].removesuffix(".weight"), node.meta["plan"])
-                    for node in program.graph.nodes if node.target is aten.linear.default)
+    linears = tuple((names(node)[-1].removesuffix(".weight"), node.meta[_KEY[node.target]])
+                    for node in program.nodes(*_KEY))
     before = sum(_bytes(program.like(name)) for name in program.used_params())
     methods = tuple(str(as_data(method)) for method in recipe.methods)
     after = before + _saved(program)
     return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, provided(program, target),
-                choices(program))  # fmt: skip
+                choices(program), tuple(merge_lines(program.graph)))  # fmt: skip
 
 
-def provider_refuses(provider: Provider, node: fx.Node) -> str | None:
-    """Why the target's provider does not compute ``node``; None if it does."""
-    return provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
+def provider_refuses(provider: Provider, node: fx.Node, context: int) -> str | None:
+    """Why the target's provider does not compute ``node`` for up to ``context`` tokens; None if it does."""
+    reason = provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
+    if reason is not None:
+        return reason
+    over = next((part for part in accumulators(provider, node, context) if not part.fits), None)
+    if over is None:
+        return None
+    return f"{over.name} can reach {over.most} in {context} tokens, beyond {over.bits} bits"
+
+
+def accumulators(provider: Provider, node: fx.Node, context: int) -> tuple[Accumulator, ...]:
+    """What has to fit inside the provider's kernel for ``node``."""
+    if provider.accumulators is None:
+        return ()
+    return tuple(provider.accumulators(context, *fx.map_arg(node.args, lambda arg: arg.meta["val"])))
+
+
+def context_of(program: Program) -> int:
+    """The most tokens of an integer-only program; 0 for a float one, whose kernels have nothing to prove."""
+    return int(getattr(program.call, "context", 0))
 
 
 def provided(program: Program, target: Target) -> tuple[str, ...]:
@@ -305,8 +355,9 @@ def provided(program: Program, target: Target) -> tuple[str, ...]:
     lines = []
     for name, provider in target.providers.items():
         nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
-                 and not getattr(attention_scheme(node), "p", None)]  # fmt: skip
-        reasons = [provider_refuses(provider, node) for node in nodes]
+                 and not getattr(attention_scheme(node), "p", None)
+                 and not getattr(node.meta.get("experts"), "scheme", None)]  # fmt: skip
+        reasons = [provider_refuses(provider, node, context_of(program)) for node in nodes]
         if None in reasons:
             lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
         lines += [f"{name} by ATen: {reason}" for reason in dict.fromkeys(reasons) if reason]
@@ -317,12 +368,12 @@ def _saved(program: Program) -> int:
     """Change in bytes: a weight that something else still reads in float stays beside its quantized copy."""
     change, seen = 0, set()
     for node in program.graph.nodes:
-        choice = node.meta.get("plan")
+        choice = choice_of(node)
         if choice is None or choice.scheme is None or (choice.weight, choice.scheme.weight) in seen:
             continue
         seen.add((choice.weight, choice.scheme.weight))
         change += choice.bytes_after
-        if all(getattr(user.meta.get("plan"), "scheme", None) for user in node.args[1].users):
+        if all(getattr(choice_of(user), "scheme", None) for user in node.args[1].users):
             change -= choice.bytes_before
     return change
 
@@ -333,9 +384,9 @@ def _unseen(program: Program) -> tuple[tuple[str, str], ...]:
     for node in program.graph.nodes:
         if node.op != "get_attr" or node.meta["val"].dim() < 2 or not node.meta["val"].is_floating_point():
             continue
-        ops = {op_name(user.target) for user in node.users} - {"linear", "embedding"}
-        if ops and node.meta["val"].numel() >= 1024 and not any("plan" in user.meta for user in node.users):
-            found.append((node.target, f"read by {', '.join(sorted(ops))}, which has no quantized form yet"))
+        readers = {op_name(user.target) for user in node.users} - {"linear", "embedding"}
+        if readers and node.meta["val"].numel() >= 1024 and not any(choice_of(user) for user in node.users):
+            found.append((node.target, f"read by {', '.join(sorted(readers))}, which has no quantized form yet"))
     return tuple(found)
 
 
@@ -352,7 +403,7 @@ def _kib(count: int) -> str:
 
 
 def _shape(choice: Choice) -> str:
-    return "x".join(str(size) for size in choice.shape)
+    return "x".join(str(size) for size in choice.sizes)
 
 
 _LAYER = re.compile(r"\.(\d+)\.")

@@ -43,6 +43,8 @@ def quantise(program: Program) -> Program:
     state = _State(replace(program, graph=graph))
     for node in [node for node in graph.nodes if node.meta.get("plan") and node.meta["plan"].scheme]:
         state.linear(node)
+    for node in [node for node in graph.nodes if getattr(node.meta.get("experts"), "scheme", None)]:
+        state.experts(node)
     for node in [node for node in graph.nodes if scheme_of(node)]:
         state.attention(node)
     graph.eliminate_dead_code()
@@ -62,28 +64,35 @@ class _State:
         self.types: dict[Any, Tensor] = {}
         self.inputs: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.weights: dict[tuple[fx.Node, Format], fx.Node] = {}
-        self.operands: dict[tuple[fx.Node, Format], fx.Node] = {}
+        self.rounded: dict[tuple[fx.Node, Format], fx.Node] = {}
         self.factors: dict[str, fx.Node] = {}
 
     def linear(self, node: fx.Node) -> None:
         """Put quantize-dequantize around one linear, and its branch beside it."""
-        choice = node.meta["plan"]
+        choice, x, name = node.meta["plan"], node.args[0], str(node.args[1].target)  # type: ignore[union-attr]
+        self._operands(node, choice.scheme)
+        if choice.branch:
+            self._branch(node, node.args[0] if choice.branch[0].scheme else x, name)
+
+    def experts(self, node: fx.Node) -> None:
+        """Put quantize-dequantize around one linear of experts, whose weights are rows of one matrix."""
+        self._operands(node, node.meta["experts"].scheme)
+
+    def _operands(self, node: fx.Node, scheme: Scheme) -> None:
         x, weight = node.args[:2]
         assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
         build = Builder(self.program.graph, node, self.types)
-        fmt = choice.scheme.weight
+        fmt = scheme.weight
         if (weight, fmt) not in self.weights:
             value = self.program.tensor(str(weight.target))
             check_finite(str(weight.target), value)
-            self._derive(str(weight.target), value, fmt)
+            self._derive(str(weight.target), value.flatten(0, -2), fmt)
             self.weights[weight, fmt] = spell_weight(build, weight, fmt.plain, self.params)
         node.replace_input_with(weight, self.weights[weight, fmt])
-        if choice.scheme.input is not None:
-            if (x, choice.scheme.input) not in self.inputs:
-                self.inputs[x, choice.scheme.input] = self._input(build, x, choice.scheme.input, str(weight.target))
-            node.args = (self.inputs[x, choice.scheme.input], *node.args[1:])
-        if choice.branch:
-            self._branch(node, node.args[0] if choice.branch[0].scheme else x, str(weight.target))
+        if scheme.input is not None:
+            if (x, scheme.input) not in self.inputs:
+                self.inputs[x, scheme.input] = self._input(build, x, scheme.input, str(weight.target))
+            node.args = (self.inputs[x, scheme.input], *node.args[1:])
 
     def attention(self, node: fx.Node) -> None:
         """Put quantize-dequantize around the operands of one attention; those that share one share its rounded form."""
@@ -94,10 +103,10 @@ class _State:
         self.program.graph.erase_node(node)
 
     def _operand(self, build: Builder, x: fx.Node, fmt: Format) -> fx.Node:
-        if (x, fmt) not in self.operands:
-            self.operands[x, fmt] = spell_input(build, x, fmt, ())
-            self.operands[x, fmt].meta["rounds"] = str(fmt)
-        return self.operands[x, fmt]
+        if (x, fmt) not in self.rounded:
+            self.rounded[x, fmt] = spell_input(build, x, fmt, ())
+            self.rounded[x, fmt].meta["rounds"] = str(fmt)
+        return self.rounded[x, fmt]
 
     def _input(self, build: Builder, x: fx.Node, fmt: Format, weight: str) -> fx.Node:
         """A static scale is the one of the first linear that reads the value; they all saw the same."""
@@ -179,7 +188,7 @@ class _State:
 
 
 def _round(weight: Tensor, *found: Tensor, have: list[str], fmt: Format) -> Tensor:
-    return codec.quantize(weight, Scales(**dict(zip(have, found))), fmt)
+    return codec.quantize(weight.flatten(0, -2), Scales(**dict(zip(have, found))), fmt)
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,8 +68,16 @@ def _value(node: fx.Node) -> Any:
 
 
 def spell_weight(build: Builder, weight: fx.Node, fmt: Format, params: Mapping[str, Param]) -> fx.Node:
-    """The dequantized weight, from its parts ``codes``, ``scale``, ``zero`` and ``outer``."""
+    """The dequantized weight, from its parts ``codes``, ``scale``, ``zero`` and ``outer``; of experts a view of it."""
     name, value = str(weight.target), weight.meta["val"]
+    if value.dim() > 2:
+        rows = build.type((math.prod(value.shape[:-1]), value.shape[-1]), value.dtype)
+        whole = _spell_rows(build, name, rows, fmt, params)
+        return build.call(aten.reshape.default, whole, list(value.shape), val=build.type(value.shape, value.dtype))
+    return _spell_rows(build, name, value, fmt, params)
+
+
+def _spell_rows(build: Builder, name: str, value: Tensor, fmt: Format, params: Mapping[str, Param]) -> fx.Node:
     parts = {part: build.param(f"{name}.{part}", params[f"{name}.{part}"])
              for part in ("codes", "scale", "zero", "outer") if f"{name}.{part}" in params}  # fmt: skip
     spelling = codec.spelling(fmt)

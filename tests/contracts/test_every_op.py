@@ -28,6 +28,10 @@ def _quantized(form: str = ROW) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scale, zero
 
 
+def _rows(form: str) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(part.flatten(0, -2)[:5] for part in _quantized(form))
+
+
 def _parts(form: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     weight, fmt = _float(6, 8), Format.parse(form)
     found = codec.choose(weight, fmt)
@@ -79,6 +83,7 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
     x, w, q = _float(2, 3, 8), _float(8), _float(2, 4, 5, 8)
     kv, mask = _float(2, 2, 5, 8), _float(2, 1, 5, 5)
     codes, scale = _weight()
+    ends = torch.tensor([2, 5, 5]).int()
     return {
         **_integers(),
         "activation": [(x, "silu"), (x, "relu_squared"), (x, "gelu", w)],
@@ -91,6 +96,7 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
         "fake_quantize": [(x, form) for form in (ROW, "mxfp4", "e4m3:token:sym")],
         "gated": [(x, x, "silu"), (x, x, "gelu_tanh", w)],
         "gated_quantize": [(x, x, "silu", None, ROW), (x, x, "silu", w, ROW)],
+        "grouped_linear": [(_float(5, 8), _float(3, 6, 8), ends)],
         "layer_norm": [(x, w, w, 1e-5), (x, w, None, 1e-5), (x, None, None, 1e-5)],
         "layer_norm_quantize": [(x, w, w, 1e-5, ROW)],
         "dequantize_input": [(*_quantized(form), form, torch.float32) for form in (ROW, "nvfp4", "e4m3:token:sym")],
@@ -99,9 +105,14 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
                    (*_quantized("mxfp8"), *_parts("mxfp4"), None, "mxfp8", "mxfp4", torch.float32)],
         "quantize": [(x, form) for form in (ROW, "mxfp4", "int8:tensor:asym", "e5m2:token:sym")],
         "quantize_static": [(x, torch.tensor([[0.1]]), torch.tensor([[3]], dtype=torch.int32), STATIC)],
+        "quantized_grouped_linear": [
+            (*_rows("int8:token:asym"), *_parts(WEIGHT), ends[:2], ROW, WEIGHT, torch.float32),
+            (*_rows("mxfp8"), *_parts("mxfp4"), ends[:2], "mxfp8", "mxfp4", torch.float32),
+        ],
         "rms_norm": [(x, w, 1e-6), (x, w, 1e-6, 1.0, True), (x, None, 1e-6, 0.0, True)],
         "rms_norm_quantize": [(x, w, 1e-6, 0.0, False, ROW), (x, None, 1e-6, 0.0, True, ROW)],
         "rotary": [(q, q, q), (q, q, q, True)],
+        "weight_only_grouped_linear": [(_float(5, 8), *_parts("int4:g4:asym"), ends[:2], "int4:g4:asym")],
         "weight_only_linear": [(x, codes, scale, None, None, None, WEIGHT), (x, *_parts("nvfp4"), None, "nvfp4")],
     }
 

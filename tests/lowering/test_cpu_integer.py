@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qpass import ops
-from qpass.lowering.cpu import integer, kernels
+from qpass.lowering.cpu import integer, kernels, kernels_integer
 from qpass.numerics.integer.attention import score_room
 from qpass.numerics.integer.cache import pack
 from qpass.numerics.integer.dyadic import fit_one, row_of, vector
@@ -78,6 +78,10 @@ def test_rows(width: int) -> None:
     check("integer_add", x, k, *hard(200, width, 1))
     near = hard(200, width, 2)[0], k + torch.randint(-3, 4, k.shape).to(torch.int32)
     check("integer_add", x, k, *near)
+    check("integer_concat", x, k, *near)
+    check("integer_concat", x, k, *hard(200, 3, 4))
+    check("integer_scale", x, k, *_vectors(width))
+    check("integer_scale", x, k, *vector(torch.tensor([-0.3], dtype=torch.float64)))
     check("integer_logits", x, k)
     check("integer_merge_heads", x.reshape(25, 8, width), k.reshape(25, 8, 1))
 
@@ -106,6 +110,16 @@ def test_activations(kind: str) -> None:
         for (x, k), v in itertools.product((hard(200, width), hard(200, width, 3, 28)), (one, each)):
             check("integer_activation", x, k, kind, *v, TABLE_T, "precise")
             check("integer_gated", x, k, *hard(200, width, 4), kind, *v, TABLE_T, "precise")
+
+
+def test_rows_that_rounding_brings_to_the_next_bit() -> None:
+    x = torch.tensor([[(1 << 30) - 1, 5], [(1 << 29) - 1, -7], [1 - (1 << 30), 1 << 20]], dtype=torch.int32)
+    k, one = torch.full((3, 1), 27, dtype=torch.int32), vector(torch.tensor([LOG2E], dtype=torch.float64))
+    for kind in integer.KINDS:
+        check("integer_activation", x, k, kind, *one, TABLE_T, "precise")
+        check("integer_gated", x, k, x.flip(0), k, kind, *one, TABLE_T, "precise")
+    check("integer_scale", x, k, *one)
+    check("integer_concat", x, k, x.flip(0), k + 1)
 
 
 def test_every_quotient_of_the_sigmoid() -> None:
@@ -172,12 +186,94 @@ def test_linear(rows: int, n: int, k: int, symmetric: bool) -> None:
     sums = weight.sum(1, dtype=torch.int32)
     up = 30 - (k * 255 * 128 - 1).bit_length()
     scale = _vectors(n)
-    packed = {"packed": kernels.pack_int8_weight(weight), "sums": sums}
     for bias in ((None, None), row_of(torch.randn(n, dtype=torch.float64))):
         args = (codes, zero, m, e, weight, *scale, None if symmetric else sums, *bias, up)
         want = ops.REGISTRY["integer_linear"].meaning(*args) if rows else (torch.empty(0, n), e)
-        got = PROVIDERS["integer_linear"].call(*args, **packed)
+        table = kernels_integer.pack_table(kernels.BLOCK, *scale, sums, *(bias if bias[0] is not None else ()))
+        got = PROVIDERS["integer_linear"].call(*args, packed=kernels.pack_int8_weight(weight), table=table)
         same(got, want) if rows else same([got[0].float(), got[1]], want)
+
+
+def _weight(n: int, k: int, biased: bool) -> tuple[Tensor, Tensor, int, int]:
+    """Packed codes, table, up and n of a random weight."""
+    weight = torch.randint(-127, 128, (n, k)).to(torch.int8)
+    bias = row_of(torch.randn(n, dtype=torch.float64)) if biased else ()
+    sums = weight.sum(1, dtype=torch.int32)
+    table = kernels_integer.pack_table(kernels.BLOCK, *_vectors(n), sums, *bias)
+    return kernels.pack_int8_weight(weight), table, 30 - (k * 255 * 128 - 1).bit_length(), n
+
+
+def _codes(shape: tuple[int, ...], width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, k = hard(torch.Size(shape).numel(), width)
+    return tuple(part.reshape(*shape, -1) for part in quantize_rows(x, k % 40, 8, False))  # type: ignore[return-value]
+
+
+# rows: one, some, more than a part; channels that are no multiple of a block; many parts of few channels
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 64, 64), (5, 33, 18), (70, 48, 4), (517, 40, 24)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_linears_of_the_same_rows_and_what_is_behind_them(rows: int, n: int, k: int, biased: bool) -> None:
+    op, codes = torch.ops.qpass_cpu, _codes((rows,), k)
+    one, two, three = (_weight(width, k, biased) for width in (n, n, n + 7))
+    parts = [part for weight in (one, two, three) for part in op.integer_linear(*codes, *weight)]
+    same(op.integer_linears(*codes, *map(list, zip(one, two, three))), parts)
+    gate = (1, *vector(torch.tensor([LOG2E], dtype=torch.float64)), TABLE_T)
+    each = (1, *vector(torch.rand(n, dtype=torch.float64) + 0.1), TABLE_T)
+    x, kx = hard(rows, n, 7)
+    for form, center in itertools.product(((8, False), (4, True)), (0, 1)):
+        norm = (*_vectors(n), None, None, [*fit_one(n * 1e-5), *width_root(n), center])
+        got = op.integer_linear_add_norm_quantize(*codes, *one, x, kx, *norm, *form)
+        same(got, op.integer_add_norm_quantize(*parts[:2], x, kx, *norm, *form))
+        kind = each if center else gate
+        got = op.integer_linears_gated_quantize(*codes, *map(list, zip(one, two)), *kind, *form)
+        same(got, op.integer_gated_quantize(*parts[:4], *kind, *form))
+
+
+@pytest.mark.parametrize(("batch", "length", "past"), [(1, 1, 9), (2, 5, 0), (1, 40, 3)])
+def test_queries_keys_and_values_in_one_call(batch: int, length: int, past: int) -> None:
+    op, codes, d, dv = torch.ops.qpass_cpu, _codes((batch, length), 32), 12, 8
+    weights = [_weight(width, 32, width == 4 * d) for width in (4 * d, 2 * d, 2 * dv)]
+    keys, values = (torch.randint(-128, 128, (batch, 2, past, width + 2)).to(torch.int8) for width in (d, dv))
+    angles = tuple(torch.randint(-(2**14), 2**14 + 1, (batch, 1, length, d)).to(torch.int16) for _ in range(2))
+    (q, qk), (k, kk), (v, vk) = (op.integer_linear(*codes, *weight) for weight in weights)
+
+    def by_heads(x: Tensor, width: int) -> Tensor:
+        return x.view(batch, length, -1, width).transpose(1, 2)
+
+    turned = op.integer_rotary_quantize(by_heads(q, d), by_heads(qk, 1), *angles, 8, True)
+    want = [turned[0], *turned[2:], op.integer_rotary_append(by_heads(k, d), by_heads(kk, 1), *angles, 8, keys),
+            op.integer_append(by_heads(v, dv), by_heads(vk, 1), 6, values)]  # fmt: skip
+    same(op.integer_linears_heads(*codes, *map(list, zip(*weights)), *angles, 8, 8, 6, keys, values), want)
+
+
+def test_attention_as_codes() -> None:
+    for shape, form in itertools.product(SHAPES[:3], ((8, False), (4, True))):
+        args = (*_attention_args(shape, 1), None, False, TABLE_T, *fit_one(0.3), 2, 0)
+        x, k = torch.ops.qpass_cpu.integer_attention(*args)
+        want = torch.ops.qpass_cpu.integer_merge_heads_quantize(x.transpose(1, 2), k.transpose(1, 2), *form)
+        same(torch.ops.qpass_cpu.integer_attention_quantize(*args, *form), want)
+
+
+def test_shapes_for_the_compiler() -> None:
+    """What the operators tell the compiler of their results is what they give."""
+    op, codes = torch.ops.qpass_cpu, _codes((2, 3), 16)
+    one, two = _weight(24, 16, True), _weight(24, 16, False)
+    pair, three = list(map(list, zip(one, two))), list(map(list, zip(one, two, two)))
+    x, k = op.integer_linear(*codes, *one)
+    past, angles = torch.zeros(2, 2, 4, 14, dtype=torch.int8), (torch.zeros(2, 1, 3, 12, dtype=torch.int16),) * 2
+    norm = (None, None, None, None, None, [*fit_one(24e-5), *width_root(24), 0])
+    attention = (*_attention_args(SHAPES[0], 1), None, False, TABLE_T, 16384, 15, 2, 0, 8, False)
+    for call, args in (
+        (op.integer_linears, (*codes, *pair)),
+        (op.integer_linears_gated_quantize, (*codes, *pair, 0, *_vectors(1), TABLE_T, 8, False)),
+        (op.integer_linear_add_norm_quantize, (*codes, *one, x, k, *norm, 8, False)),
+        (op.integer_linears_heads, (*codes, *three, *angles, 8, 8, 8, past, past)),
+        (op.integer_attention_quantize, attention),
+    ):
+        torch.library.opcheck(call.default, args, test_utils="test_faketensor")
+    with pytest.raises(RuntimeError, match="a table of 5"):
+        op.integer_linear(*codes, one[0], one[1][:5], *one[2:])
+    with pytest.raises(RuntimeError, match="2 weights, 1 tables"):
+        op.integer_linears(*codes, pair[0], pair[1][:1], *pair[2:])
 
 
 SHAPES = [  # batch, query heads, key heads, queries, keys, d, dv
@@ -267,6 +363,8 @@ def test_what_a_kernel_does_not_take() -> None:
     assert "neighbors" in str(refuses["integer_rotary"](x, k, x.short(), x.short(), True))
     assert "int16" in str(refuses["integer_rotary"](x, k, x, x))
     assert "has no tanh" in str(refuses["integer_activation"](x, k, "tanh", "precise"))
+    assert "15 bits, not 8" in str(refuses["integer_quantize"](x, k, 8, True, 8))
+    assert "not paper" in str(refuses["integer_quantize"](x, k, 8, True, 15, "paper"))
     assert "two channels" in str(refuses["integer_merge_heads"](x[..., :1], k))
     with pytest.raises(RuntimeError, match="must be Int"):
         torch.ops.qpass_cpu.integer_quantize(x.float(), k, 8, True)

@@ -21,6 +21,9 @@ GATED = {"intermediate_size": 80, "num_key_value_heads": 2, "head_dim": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any], set[Any]]] = {
     "norms of queries and keys": ("Qwen3", GATED, {ops.integer_rms_norm}),
     "offset norms, scaled embedding": ("Gemma", GATED, {ops.integer_scale}),
+    "fused projections, an empty rest of each head": (
+        "Phi3", {"intermediate_size": 80, "num_key_value_heads": 2}, {ops.integer_gated},
+    ),
     "sliding window": ("Mistral", {**GATED, "sliding_window": 6}, set()),
     "learned positions, relu, scaled queries": (
         "OPT", {"ffn_dim": 80, "word_embed_proj_dim": 64}, {ops.integer_scale, ops.integer_layer_norm},

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
 from qpass import pipeline
-from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
+from qpass.errors import InputError, NumericsError, RecipeError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
 from qpass.lowering import Region
 from qpass.lowering.cpu import kernels
@@ -106,6 +108,12 @@ def test_the_guard_sees_floats_and_a_run_has_none(made: Any) -> None:
     ids = torch.randint(2, 96, (2, 6))
     with qpass.integer_guard(compiled):
         compiled(ids)
+    with qpass.integer_guard(compiled):
+        outer = compiled._qpass_runner.forward
+        with qpass.integer_guard(compiled):
+            compiled(ids)
+        assert compiled._qpass_runner.forward is outer, "still watched behind the inner block"
+    assert "forward" not in vars(compiled._qpass_runner)
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
         torch.ones(2, dtype=torch.int32) / 2
     with pytest.raises(VerifyError, match="makes float32"), qpass.integer_guard():
@@ -144,7 +152,7 @@ def test_kernels_give_the_same_bits(made: Any) -> None:
     lowered = pipeline.run(trace["CAPTURED"], Recipe.parse(RECIPE), pipeline.load_target("cpu"))
     assert not any(isinstance(node.target, Region) for node in lowered["LOWERED"].nodes())
     assert qpass.verify_integer_only(lowered["LOWERED"]) is lowered["LOWERED"]
-    assert lowered.plan is not None and all(line.startswith("kernel") for line in lowered.plan.ops)
+    assert lowered.plan is not None and all(line.startswith(("context", "kernel")) for line in lowered.plan.ops)
     fast = pipeline.build(float_model, lowered)
     ids = torch.randint(2, 96, (2, 13))
     with qpass.integer_guard(fast):
@@ -200,8 +208,24 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
         run(ids, do_sample=False, seed=1)
     with pytest.raises(UnsupportedError, match="sampling with num_beams above 1"):
         run(ids, num_beams=2)
-    with pytest.raises(InputError, match="temperature is -1"):
-        run(ids, temperature=-1)
+    config = transformers.GenerationConfig(**{**options, "eos_token_id": 999})  # None would be that of the model
+    assert torch.equal(compiled.generate(ids, config, attention_mask=torch.ones_like(ids), seed=5), whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1"), ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": 2.5}, "top_k 2.5"), ({"seed": 1.5}, "seed 1.5"),
+        ({"seed": "one"}, "seed 'one'"), ({"seed": -1}, "seed -1"), ({"min_p": 0.9}, "sampling with min_p 0.9"),
+        ({"typical_p": 0.5}, "typical_p 0.5"), ({"epsilon_cutoff": 0.1}, "epsilon_cutoff"),
+        ({"generation_config": transformers.GenerationConfig(do_sample=True, top_h=0.1)}, "top_h 0.1"),
+    ],
+)  # fmt: skip
+def test_what_the_sampler_cannot_do_is_refused(made: Any, more: dict[str, Any], message: str) -> None:
+    given = {"do_sample": True, **more}
+    with pytest.raises((InputError, UnsupportedError), match=message):
+        made[2].generate(torch.ones(1, 2, dtype=torch.int64), max_new_tokens=1, **given)
 
 
 CHILD = """
@@ -249,6 +273,11 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
 
 
+def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
+    with pytest.raises(InputError, match="`input_ids` from -1 to 5, where the model has"):
+        made[2](torch.tensor([[5, -1]]))
+
+
 @pytest.mark.parametrize(
     ("linears", "message"),
     [
@@ -265,12 +294,45 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
-    [("relu2", "'relu_squared' has no integer form"), ("tanh", r"tanh has no integer form \(at .*act_fn, File")],
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu2"}, r"'relu_squared' has no integer form \(at .*mlp.*, File"),
+        ({"hidden_act": "tanh"}, r"tanh has no integer form \(at .*act_fn, File"),
+        ({"attn_implementation": "eager"}, r"attention of kind 'eager' has no integer form \(at .*attn/matmul.*, File"),
+    ],
 )
-def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
+def test_ops_without_an_integer_form_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
+        qpass.trace(model(**changes), RECIPE, target="reference", until="INTEGER")
+
+
+def test_angles_that_depend_on_other_positions_have_no_table() -> None:
+    float_model = model()
+    plain = float_model.model.rotary_emb.forward
+
+    def by_the_last(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(each / (1 + position_ids.amax(-1)[:, None, None]) for each in plain(x, position_ids))
+
+    float_model.model.rotary_emb.forward = by_the_last
+    with pytest.raises(UnsupportedError, match="a rotary embedding whose rows depend on each other"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
+
+
+def test_a_weight_that_is_not_finite_is_named(made: Any) -> None:
+    float_model = model()
+    with torch.no_grad():
+        float_model.model.embed_tokens.weight[3, 4] = torch.inf
+    with pytest.raises(NumericsError, match=r"NaN or Inf in a scale \(at model.embed_tokens.weight\)"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
+
+
+def test_other_models_are_refused_for_what_they_are() -> None:
+    linear = torch.nn.Linear(8, 8).eval()
+    with pytest.raises(UnsupportedError, match="An integer-only program of a module"):
+        qpass.trace(linear, RECIPE, args=(torch.ones(2, 8),), target="reference")
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="An integer-only program of a graph of torch"):
+        torch.compile(linear, backend="qpass", options={"recipe": RECIPE, "target": "reference"})(torch.ones(2, 8))
 
 
 @pytest.mark.parametrize("word", ["int-only-w8a8", "int-only-w4a8", "int-only-w6a6", "int-only-w4a4"])
@@ -292,6 +354,7 @@ def test_recipes_are_plain_data(word: str) -> None:
         ("yes", "no set of options"),
         ({"attention": 9}, "attention is 9"),
         ({"embedding": 4}, "embedding is 4"),
+        ({"embedding": 16.0}, "embedding is 16.0"),
         ({"clip": -1}, "clip is -1"),
         ({"context": 0}, "context is 0"),
     ],

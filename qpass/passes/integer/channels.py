@@ -77,8 +77,10 @@ def cut(state: State, node: fx.Node) -> Value:
 
 def cat(state: State, node: fx.Node) -> Value:
     """The rule of aten.cat, of channels: two rows at a time."""
-    parts = node.args[0]
-    assert isinstance(parts, list | tuple)
+    given = node.args[0]
+    assert isinstance(given, list | tuple)
+    # a rotary embedding of whole heads may put the rest of none behind them, which has no largest number
+    parts = [part for part in given if str(part.meta["val"].shape[-1]) != "0"] or given  # type: ignore[union-attr]
     rows = [state.values[part] for part in parts]  # type: ignore[index]
     dim = node.args[1] if len(node.args) > 1 else 0
     if not _last(node, dim) or not all(isinstance(row, Row) for row in rows):

@@ -12,8 +12,17 @@ from qpass.sites.rule import rule
 from qpass.sites.rules.contraction import input_name, plain, shape_of
 from qpass.sites.walk import Walk
 
+LINEAR = "(s*w/t)*(t*x) = s*(w*x)"
 
-@rule("_grouped_mm", "transformers.grouped_mm_fallback", identity="(s*w/t)*(t*x) = s*(w*x)")
+
+@rule("qpass.grouped_linear", identity=LINEAR)
+def grouped_linear(walk: Walk, node: fx.Node, x: Any, weight: Any, offsets: Any) -> Any:
+    """y = W_e x for each row of x: as below, with weights [E, N, K]."""
+    turned = weight.moved(lambda coord: coord.mT) if isinstance(weight, Weight) else weight.mT
+    return grouped_mm(walk, node, x, turned, offsets)
+
+
+@rule("_grouped_mm", "transformers.grouped_mm_fallback", identity=LINEAR)
 def grouped_mm(walk: Walk, node: fx.Node, x: Any, weight: Any, offsets: Any = None, *args: Any, **kwargs: Any) -> Any:
     """y = x W_e for each row of x, e its group: an expert has factors of its own until rows of several meet."""
     key = node.kwargs.get("offs", node.args[2] if len(node.args) > 2 else None)

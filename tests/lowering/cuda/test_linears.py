@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from qpass.errors import UnsupportedError
 from qpass.formats import Format
 from qpass.lowering.cuda import tiles, weights
-from qpass.lowering.cuda.kernels import _scale, grouped, integers, load
+from qpass.lowering.cuda.kernels import grouped, integers, load, scale_place
 from qpass.lowering.cuda.weights import ONE_GROUP
 from qpass.lowering.triton.layout import padded_rows
 from qpass.numerics import codec, shift_cast
@@ -69,7 +69,7 @@ def packed(codes: Tensor, found: Scales, fmt: Format, order: str) -> tuple[tuple
     lay, (n, k) = grouped(fmt, order), codes.shape
     apart = weights.spread_scale(found.scale, lay, n, k) if weights.kept_apart(fmt) else None
     parts = (weights.pack_integers(codes, lay.layout), weights.meta(found.scale, found.zero, lay, n, k), apart)
-    return parts, (lay.group, str(lay.layout), _scale(fmt))
+    return parts, (lay.group, str(lay.layout), scale_place(fmt))
 
 
 W4A16 = ["int4:g128:asym", "int4:g64:asym", "int4:g32:asym:f16", "int4:g32:asym:f32", "int4:channel:sym",

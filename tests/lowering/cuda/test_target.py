@@ -97,6 +97,29 @@ def test_too_many_inputs_for_int32() -> None:
     assert kernel.refuses(case("w8a8-int8", (16, 65794))) == "65794 inputs could overflow int32"
 
 
+@pytest.mark.parametrize(("scheme", "name"), [*PICKS.items(), *FP8_PICKS.items()])
+def test_what_gfx942_gets(scheme: str, name: str) -> None:
+    found, refusals = choice(scheme, "rocm")
+    assert (found, refusals) == choice(scheme, "cuda:gfx942")
+    if scheme in PICKS:
+        assert (found, refusals) == (name, [])
+    else:
+        assert found == "reference.dequantize"
+        assert refusals == [f"{name}: gfx942's FP8 is E4M3FNUZ, whose bytes mean other values than E4M3's"]
+
+
+@pytest.mark.parametrize("scheme", PICKS)
+def test_another_amd_processor_is_refused(scheme: str) -> None:
+    found, refusals = choice(scheme, "rocm:gfx90a")
+    assert found == "reference.dequantize"
+    assert refusals == [f"{PICKS[scheme]}: it is compiled and checked for gfx942, not for gfx90a"]
+
+
+def test_the_plan_for_rocm() -> None:
+    text = str(qpass.plan(model(), "w4a16-g32", args=(torch.zeros(2, 256),), target="rocm"))
+    assert "on target cuda:gfx942" in text and text.count("cuda.w4a16_linear") == 3
+
+
 def test_without_triton_every_kernel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found, refusals = choice("w4a16-g128", "cuda:sm_90")

@@ -7,7 +7,7 @@ from typing import Any
 
 from qpass.formats import Format
 from qpass.lowering.cuda import tiles
-from qpass.lowering.cuda.kernels import _scale, grouped, integers
+from qpass.lowering.cuda.kernels import grouped, integers, scale_place
 from qpass.lowering.cuda.ops import _four_bit
 from qpass.lowering.triton.compile_only import Built, compile_for
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
@@ -50,7 +50,7 @@ def _kind(
     fmt = Format.parse(f"int4:{f'g{group}' if group else 'channel'}:{'sym' if signed else 'asym'}")
     order = {"w4a16": "bf16", "w4a8_int8": integers(fmt)}.get(name, "lut")
     layout = grouped(fmt, order).layout
-    four = {"GROUP": group, "BK": layout.block, "ASM": asm, "SCALE": _scale(fmt), "SIGNED": signed,
+    four = {"GROUP": group, "BK": layout.block, "ASM": asm, "SCALE": scale_place(fmt), "SIGNED": signed,
             "JOINED": target == "sm_90" and 4 * group != layout.block}
     table = _four_bit(layout, group)
     fp8 = "*fp8e4nv" if asm else "*fp8e4b8"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -153,11 +155,15 @@ def test_another_order_of_registers_is_seen(target: str, whole: bool) -> None:
     assert unpacked == 8 and direct == (8 if whole else 0)
 
 
-@pytest.mark.parametrize("name", ["w4a16", "int8", "fp8"])
+AMD = {"w4a16": "v_mfma_f32_16x16x16_bf16", "w4a8_int8": "v_mfma_i32_16x16x32_i8", "int8": "v_mfma_i32_16x16x32_i8"}
+
+
+@pytest.mark.parametrize("name", AMD)
 def test_gfx942_compiles(name: str) -> None:
-    found = properties(built(name, 16, "gfx942")[0])
-    kinds = {"w4a16": "v_mfma_f32_16x16x16_bf16", "int8": "v_mfma_i32_16x16x32_i8"}
-    assert found.matrix == {kinds.get(name, "v_mfma_f32_16x16x32_fp8_fp8")}
+    """Every kernel that the target ``rocm`` picks."""
+    kernel, _ = built(name, 16, "gfx942")
+    assert {found.removesuffix("_1k") for found in properties(kernel).matrix} == {AMD[name]}
+    assert kernel.shared <= 65536 and re.findall(r"vgpr_spill_count:\s+(\d+)", kernel.assembly) == ["0"]
 
 
 def test_weights_are_written_out_in_wide_stores() -> None:

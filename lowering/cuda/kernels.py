@@ -330,7 +330,7 @@ def _refuses_up(case: Case, capability: Capability) -> str | None:
 
 
 def _prepare_up(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    return _plain(names, program)
+    return _plain(names, case)
 
 
 def _call_up(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
@@ -347,7 +347,8 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts, merges=True)
+        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts,
+                      merges=True)  # fmt: skip
 
     words = functools.partial(_prepare_integers, order=_bf16)
     return (

@@ -20,6 +20,7 @@ from qpass.lowering.cuda import candidates, tiles
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
+from qpass.lowering.inductor import modes
 from qpass.lowering.inductor.buckets import rows_of, sources
 from qpass.lowering.triton import register_order
 from qpass.numerics import codec
@@ -221,11 +222,8 @@ def test_tiles_to_try() -> None:
             assert 4096 // bn * -(-bucket // bm) <= tiles.counters(4096)
 
 
-def test_tuning_is_asked_for_by_the_targets_name() -> None:
-    target = pipeline.load_target("cuda:sm_80,tuned")
-    assert target.name == "cuda:sm_80,tuned" and target.build.keywords["tuned"] is True
-    assert pipeline.load_target("cuda:tuned").name.endswith("tuned")
-    assert pipeline.load_target("cuda:sm_80").build.keywords["tuned"] is False
+def test_modes_that_tune() -> None:
+    assert [mode for mode in modes.MODES if modes.tunes(mode)] == ["max-autotune", "max-autotune-no-cudagraphs"]
 
 
 def test_rows_of_a_call() -> None:

@@ -61,7 +61,8 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
     ]
     if recipe.integer is not None:
         return [*begin, ("INTEGER", partial(_integer, recipe.integer)), ("LOWERED", partial(_lower, target))]
-    return [*begin, ("QUANTISED", quantise), ("FUSED", _fuse), ("LOWERED", partial(lower, providers=target.providers))]
+    lowered = partial(lower, providers=target.providers, joins=target.joins)
+    return [*begin, ("QUANTISED", quantise), ("FUSED", _fuse), ("LOWERED", lowered)]
 
 
 def _fuse(program: Program) -> Program:

@@ -51,11 +51,6 @@ class Capability:
         known = ", ".join(f"sm_{major}{minor}" for major, minor in CHECKED)
         return f"its order of registers is checked for {known}, not for {self}"
 
-    @property
-    def neighbors(self) -> int:
-        """KW of a bfloat16 dot: how many elements along K are neighbors in a register (``triton.layout``)."""
-        return 2 if self.major == 9 and not self.amd else 4
-
     @staticmethod
     def parse(text: str) -> Capability:
         """``sm_90``, or ``90``, or ``gfx942``.

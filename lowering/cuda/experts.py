@@ -14,7 +14,6 @@ from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel, Provider
 from qpass.lowering.cuda import kernels
 from qpass.lowering.cuda.capability import Capability
-from qpass.lowering.cuda.weights import ONE_GROUP
 from qpass.lowering.reference import stacked
 
 
@@ -48,26 +47,26 @@ def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Non
     )
 
 
-def _call_w4a16(
-    inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case, *, neighbors: int
-) -> Tensor:
+def _call_w4a16(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
     load()
-    lay = kernels.grouped(case.scheme.weight, neighbors, "bf16")
+    fmt = case.scheme.weight
+    lay = kernels.grouped(fmt, "bf16")
     assert lay is not None
     return torch.ops.qpass_cuda.grouped_w4a16_linear(
-        inputs[0], found["words"], found["group_scale"], found["group_zero"], inputs[1], case.out_features, lay.group,
-        str(lay.layout),
+        inputs[0], found["words"], found["group_meta"], found.get("group_scale"), inputs[1], case.out_features,
+        lay.group, str(lay.layout), kernels.scale_place(fmt),
     )  # fmt: skip
 
 
 def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
     load()
     codes, scale, zero = kernels.signed(inputs[:3])
-    lay = kernels.grouped(case.scheme.weight, 4, "plain", wide=True)
+    fmt = case.scheme.weight
+    lay = kernels.grouped(fmt, kernels.integers(fmt))
     assert lay is not None
     return torch.ops.qpass_cuda.grouped_w4a8_int8_linear(
-        codes, scale, zero, found["words"], found["group_scale"], found["group_zero"], found["sum"], inputs[3],
-        case.out_features, 0 if lay.group == ONE_GROUP else lay.group, str(lay.layout), case.dtype,
+        codes, scale, zero, found["words"], found["group_meta"], found.get("group_scale"), found["sum"], inputs[3],
+        case.out_features, lay.group, str(lay.layout), kernels.scale_place(fmt), case.dtype,
     )  # fmt: skip
 
 
@@ -87,10 +86,9 @@ _ONE = "one launch for all experts, whose rows are counted on the device; weight
 
 def experts(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability: twins of the linears that have one."""
-    near = capability.neighbors
     calls: dict[str, Any] = {
         "cuda.int8_linear": _call_int8, "cuda.fp8_linear": _call_fp8, "cuda.w4a8_int8_linear": _call_w4a8_int8,
-        "cuda.w4a16_linear": functools.partial(_call_w4a16, neighbors=near),
+        "cuda.w4a16_linear": _call_w4a16,
     }  # fmt: skip
     return tuple(
         Kernel(one.name.replace("linear", "experts"), _ONE, one.refuses, functools.partial(_prepare, one=one.prepare),

@@ -16,9 +16,10 @@ from qpass.formats import Format
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel
 from qpass.lowering.cuda import tiles, weights
+from qpass.lowering.cuda.branch import MAX_RANK
 from qpass.lowering.cuda.capability import Capability
-from qpass.lowering.cuda.weights import ONE_GROUP, Grouped
-from qpass.lowering.triton.layout import Layout, padded_rows
+from qpass.lowering.cuda.weights import ONE_GROUP, Grouped, kept_apart
+from qpass.lowering.triton.layout import ORDERS, Layout, padded_rows
 from qpass.numerics.scales import Scales
 
 OTHER_KIND = ""
@@ -47,7 +48,7 @@ def _unpacks(capability: Capability) -> str | None:
     if capability.amd or version("triton").startswith(CHECKED_TRITON):
         return None
     order = importlib.import_module("qpass.lowering.triton.register_order")
-    found: str | None = order.differs(str(capability), capability.neighbors)
+    found: str | None = order.differs(str(capability))
     return found
 
 
@@ -60,19 +61,24 @@ def _plain_channel(fmt: Format, element: str) -> bool:
     return (fmt.element, fmt.granularity, fmt.scale) == (element, "channel", "f32") and fmt.symmetric and not fmt.full
 
 
-def grouped(fmt: Format, neighbors: int, order: str, *, wide: bool = False) -> Grouped | None:
+def grouped(fmt: Format, order: str) -> Grouped | None:
     """How the groups of a 4-bit weight lie in K blocks; None for a size that does not fit one.
 
-    ``wide``: blocks of 256 where a group or half of one fills them, which halves what a step costs besides decoding.
+    Long blocks for int8 dots, which halves what a step costs besides decoding; for bfloat16 dots they take too many
+    registers. Groups of 32 and 64 are a part of a block each.
     """
     if fmt.granularity not in ("channel", "group"):
         return None
-    group, long = fmt.group or ONE_GROUP, 256 if wide else 128
-    if not fmt.group or group % 256 == 0:
-        return Grouped(group, Layout(long, neighbors, order))
-    if group % 128 == 0:
-        return Grouped(group, Layout(long if group == 128 else 128, neighbors, order))
-    return Grouped(group, Layout(2 * group, neighbors, order)) if group in (32, 64) else None
+    long = 256 if order in ("plain", "signed") else 128
+    if fmt.group % 128 == 0:
+        whole = fmt.group in (0, 128) or fmt.group % long == 0
+        return Grouped(fmt.group, Layout(long if whole else 128, order))
+    return Grouped(fmt.group, Layout(ORDERS[order][0] * fmt.group, order)) if fmt.group in (32, 64) else None
+
+
+def integers(fmt: Format) -> str:
+    """The order of integer codes for int8 dots: without zero points codes stay as they are, which costs less."""
+    return "signed" if fmt.symmetric else "plain"
 
 
 def _refuses_int8(case: Case, capability: Capability) -> str | None:
@@ -100,7 +106,7 @@ def _refuses_block(case: Case, capability: Capability) -> str | None:
 
 
 def _odd_groups(fmt: Format) -> str | None:
-    if grouped(fmt, 4, "plain") is not None:
+    if grouped(fmt, "plain") is not None:
         return None
     return f"it takes channels, groups of 32, 64 and multiples of 128, not {fmt.granularity} {fmt.group or ''}".rstrip()
 
@@ -130,7 +136,7 @@ def compiles_bf16(capability: Capability) -> bool:
 def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
     if not _token(case, "int8") or case.scheme.weight.element != "int4":
         return OTHER_KIND
-    if case.in_features > 8 * _MAX_INT8_K:  # 15 · 255 · K
+    if case.in_features > _MAX_INT8_K:  # 16 · 8 · 128 · K, and 15 · 255 · K
         return f"{case.in_features} inputs could overflow int32"
     return _four_bit(case, capability)
 
@@ -212,42 +218,52 @@ def _call_block(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: T
 
 
 def _prepare_integers(
-    names: Mapping[str, str], program: Program, case: Case, *, neighbors: int, order: str, wide: bool
+    names: Mapping[str, str], program: Program, case: Case, *, order: Callable[[Format], str]
 ) -> dict[str, Derived]:
-    found = grouped(case.scheme.weight, neighbors, order, wide=wide)
+    fmt = case.scheme.weight
+    found = grouped(fmt, order(fmt))
     assert found is not None
     rows, width, codes = case.out_features, case.in_features, names["codes"]
-    scales = [names[part] for part in ("scale", "zero") if part in names]
+    sources = tuple(names[part] for part in ("scale", "zero") if part in names)
     shape = (found.scales(width), padded_rows(rows))
     size = {"grouped": found, "rows": rows, "width": width}
-    return {
+    parts = {
         "words": Derived((codes,), functools.partial(weights.pack_integers, layout=found.layout),
                          _meta(found.layout.shape(rows, width), torch.int32)),
-        "group_scale": Derived((names["scale"],), functools.partial(weights.spread_scale, **size),
-                               _meta(shape, case.scheme.weight.scale_dtype)),
-        "group_zero": Derived(tuple(scales), functools.partial(_zero_points, **size), _meta(shape, torch.uint8)),
+        "group_meta": Derived(sources, functools.partial(_group_meta, **size), _meta(shape, torch.int32)),
         **_counters(names, case),
     }  # fmt: skip
+    if kept_apart(fmt):
+        spread = functools.partial(weights.spread_scale, **size)
+        parts["group_scale"] = Derived((names["scale"],), spread, _meta(shape, fmt.scale_dtype))
+    return parts
 
 
-def _zero_points(scale: Tensor, zero: Tensor | None = None, **size: Any) -> Tensor:
-    return weights.spread_zero(scale, zero, **size)
+def _group_meta(scale: Tensor, zero: Tensor | None = None, **size: Any) -> Tensor:
+    return weights.meta(scale, zero, **size)
 
 
-def _call_w4a16(
-    inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case, *, neighbors: int
-) -> Tensor:
+def _bf16(fmt: Format) -> str:
+    return "bf16"
+
+
+def scale_place(fmt: Format) -> str:
+    return "apart" if kept_apart(fmt) else fmt.scale
+
+
+def _call_w4a16(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    lay = grouped(case.scheme.weight, neighbors, "bf16")
+    fmt = case.scheme.weight
+    lay = grouped(fmt, "bf16")
     assert lay is not None
     return torch.ops.qpass_cuda.w4a16_linear(
-        inputs[0], found["words"], found["group_scale"], found["group_zero"], bias, found["counters"],
-        case.out_features, lay.group, str(lay.layout),
+        inputs[0], found["words"], found["group_meta"], found.get("group_scale"), bias, found["counters"],
+        case.out_features, lay.group, str(lay.layout), scale_place(fmt),
     )  # fmt: skip
 
 
 def _prepare_w4a8_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    parts = _prepare_integers(names, program, case, neighbors=4, order="plain", wide=True)
+    parts = _prepare_integers(names, program, case, order=integers)
     sources = tuple(names[part] for part in ("codes", "scale", "zero") if part in names)
     made = functools.partial(_scaled_sums, fmt=case.scheme.weight)
     return {**parts, "sum": Derived(sources, made, _meta((padded_rows(case.out_features),), torch.float32))}
@@ -260,17 +276,18 @@ def _scaled_sums(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, fm
 def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
     codes, scale, zero = signed(inputs)
-    lay = grouped(case.scheme.weight, 4, "plain", wide=True)
+    fmt = case.scheme.weight
+    lay = grouped(fmt, integers(fmt))
     assert lay is not None
     return torch.ops.qpass_cuda.w4a8_int8_linear(
-        codes, scale, zero, found["words"], found["group_scale"], found["group_zero"], found["sum"], bias,
-        found["counters"], case.out_features, 0 if lay.group == ONE_GROUP else lay.group, str(lay.layout), case.dtype,
+        codes, scale, zero, found["words"], found["group_meta"], found.get("group_scale"), found["sum"], bias,
+        found["counters"], case.out_features, lay.group, str(lay.layout), scale_place(fmt), case.dtype,
     )  # fmt: skip
 
 
 def _prepare_w4a8_fp8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
     fmt, rows, width = case.scheme.weight, case.out_features, case.in_features
-    found = grouped(fmt, 4, "lut")
+    found = grouped(fmt, "lut")
     assert found is not None
     shape, real = (found.scales(width), padded_rows(rows)), fmt.scale_kind.is_real
     sources = tuple(names[part] for part in ("codes", "scale", "outer") if part in names)
@@ -304,12 +321,28 @@ def _factors(codes: Tensor, scale: Tensor, outer: Tensor | None = None, *, fmt: 
 
 def _call_w4a8_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     load()
-    lay = grouped(case.scheme.weight, 4, "lut")
+    lay = grouped(case.scheme.weight, "lut")
     assert lay is not None
     return torch.ops.qpass_cuda.w4a8_fp8_linear(
         inputs[0], inputs[1], found["words"], found["tables"], found["choice"], found["factor"], bias,
-        found["counters"], case.out_features, lay.group, str(lay.layout), case.dtype,
+        found["counters"], case.out_features, lay.group or ONE_GROUP, str(lay.layout), case.dtype,
     )  # fmt: skip
+
+
+def _refuses_up(case: Case, capability: Capability) -> str | None:
+    """U of a low-rank branch, or any linear of few inputs."""
+    if case.scheme.input is not None or case.scheme.weight.element != "int8" or case.in_features > MAX_RANK:
+        return OTHER_KIND
+    return None if _plain_channel(case.scheme.weight, "int8") else "it takes int8:channel:sym weights"
+
+
+def _prepare_up(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
+    return _plain(names, case)
+
+
+def _call_up(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
+    load()
+    return torch.ops.qpass_cuda.low_rank_up(inputs[0], found["plain"], found["row_scale"], bias)
 
 
 _FEW = f"up to {tiles.SOME} rows weights are the left operand, with split K"
@@ -324,17 +357,18 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
         taken = functools.partial(refuses, capability=capability)
         return Kernel(f"cuda.{name}", rows, taken, prepare, call, parts, merges=True)
 
-    near = capability.neighbors
-    words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)
+    words = functools.partial(_prepare_integers, order=_bf16)
     return (
         made("int8_linear", f"{_STOCK}; int32 sums are exact", _refuses_int8, _prepare_int8, _call_int8),
         made("fp8_linear", _STOCK, _refuses_fp8, _prepare_fp8, _call_fp8),
         made("fp8_block_linear", f"{_FEW}; scales multiply float32 sums of 128 products", _refuses_block,
              _prepare_block, _call_block, ("scale",)),
         made("w4a16_linear", f"{_DENSE}; float inputs are rounded to bfloat16", _refuses_w4a16, words,
-             functools.partial(_call_w4a16, neighbors=near)),
+             _call_w4a16),
         made("w4a8_int8_linear", f"{_FEW}; int32 sums of a group are exact", _refuses_w4a8_int8, _prepare_w4a8_int8,
              _call_w4a8_int8),
         made("w4a8_fp8_linear", f"{_DENSE}, exactly, where scales are powers of two", _refuses_w4a8_fp8,
              _prepare_w4a8_fp8, _call_w4a8_fp8),
+        made("low_rank_up", "behind V: a second dot in the kernel of its linear, if that has 4-bit weights",
+             _refuses_up, _prepare_up, _call_up),
     )  # fmt: skip

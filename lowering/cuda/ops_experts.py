@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from qpass.lowering.cuda import tiles
-from qpass.lowering.cuda.ops import _assembly, _on_cpu, _warp_groups, _words
+from qpass.lowering.cuda.ops import _assembly, _four_bit, _joined, _on_cpu, _warp_groups, _words
 from qpass.lowering.triton.experts import grouped_eight_bit_kernel, grouped_w4a8_int8_kernel, grouped_w4a16_kernel
 from qpass.lowering.triton.layout import Layout, padded_rows
 
@@ -79,40 +79,45 @@ def _eight_bit(
 
 @triton_op("qpass_cuda::grouped_w4a16_linear", mutates_args=())
 def grouped_w4a16_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, offsets: Tensor, out_features: int, group: int, layout: str
-) -> Tensor:
+    x: Tensor, packed: Tensor, meta: Tensor, scale: Tensor | None, offsets: Tensor, out_features: int, group: int,
+    layout: str, scales: str,
+) -> Tensor:  # fmt: skip
     """x ((code - zero) · scale)ᵀ. On a GPU the inputs are rounded to bfloat16; the result has their dtype."""
     asm, found = _assembly(x), Layout.parse(layout)
     rows = (x.to(torch.bfloat16) if x.is_cuda else x).contiguous()
     words = _stack(packed, x, out_features, layout)
-    run = _Run(rows, offsets, out_features, found.block, tiles.FOUR_BIT)
+    own = meta if scale is None else scale
+    run = _Run(rows, offsets, out_features, found.block, _four_bit(found, group))
     out = torch.empty(run.m, run.n, dtype=x.dtype, device=x.device)
     _kernel(grouped_w4a16_kernel, x)[run.grid](
-        rows, words, scale, zero, offsets, out, run.experts, run.m, run.n, run.k, run.tiles_m, run.k, run.n,
-        padded_rows(run.n), scale.shape[1], GROUP=group, KW=found.neighbors, ASM=asm, **run.launched(x),
+        rows, words, meta, own, offsets, out, run.experts, run.m, run.n, run.k, run.tiles_m, run.k, run.n,
+        padded_rows(run.n), meta.shape[1], GROUP=group, SCALE=scales, JOINED=_joined(x, group, found), ASM=asm,
+        **run.launched(x),
     )  # fmt: skip
     return out
 
 
 @triton_op("qpass_cuda::grouped_w4a8_int8_linear", mutates_args=())
 def grouped_w4a8_int8_linear(
-    codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, packed: Tensor, scale: Tensor, zero: Tensor, sums: Tensor,
-    offsets: Tensor, out_features: int, group: int, layout: str, dtype: torch.dtype,
+    codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, packed: Tensor, meta: Tensor, scale: Tensor | None,
+    sums: Tensor, offsets: Tensor, out_features: int, group: int, layout: str, scales: str, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """s_x (x - z_x) ((code - zero) · scale)ᵀ: int8 codes, x_zero None for symmetric inputs; group 0: a row."""
     rows, found = codes.contiguous(), Layout.parse(layout)
     words = _stack(packed, codes, out_features, layout)
-    run = _Run(rows, offsets, out_features, found.block, tiles.WIDE_BLOCK)
+    own = meta if scale is None else scale
+    run = _Run(rows, offsets, out_features, found.block, _four_bit(found, group))
     out = torch.empty(run.m, run.n, dtype=dtype, device=codes.device)
     _kernel(grouped_w4a8_int8_kernel, codes)[run.grid](
-        rows, x_scale, x_scale if x_zero is None else x_zero, words, scale, zero, sums, offsets, out, run.experts,
-        run.m, run.n, run.k, run.tiles_m, run.k, run.n, padded_rows(run.n), scale.shape[1],
-        GROUP=group, ZERO=x_zero is not None, ASM=_assembly(codes), **run.launched(codes),
+        rows, x_scale, x_scale if x_zero is None else x_zero, words, meta, own, sums, offsets, out, run.experts,
+        run.m, run.n, run.k, run.tiles_m, run.k, run.n, padded_rows(run.n), meta.shape[1],
+        GROUP=group, SCALE=scales, SIGNED=found.order == "signed", ZERO=x_zero is not None,
+        JOINED=_joined(codes, group, found), ASM=_assembly(codes), **run.launched(codes),
     )  # fmt: skip
     return out
 
 
 def _stack(packed: Tensor, x: Tensor, rows: int, layout: str) -> Tensor:
     """The words of all experts; errors as for one weight."""
-    _words(packed[0], x, rows, layout)
-    return packed.view(torch.int8) if _assembly(x) else packed
+    _words("a kernel of experts", packed[0], x, rows, layout)
+    return packed.view(torch.int16) if _assembly(x) else packed

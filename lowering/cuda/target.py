@@ -1,4 +1,5 @@
-"""Target ``cuda``: planned for the GPU that is there, or for one that is named, ``cuda:sm_80``; sm_90 if neither."""
+"""Target ``cuda``: planned for the GPU that is there, or for one that is named, ``cuda:sm_80``; sm_90 if neither.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from qpass.errors import InputError, UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
+from qpass.lowering.cuda.branch import join_branches
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.experts import FLOAT, experts
 from qpass.lowering.cuda.integer import JOINS, PROVIDERS
@@ -32,7 +34,7 @@ def configured(option: str = "", mode: str | None = None) -> Target:
     build = functools.partial(_build, capability=capability, mode=mode)
     name = f"cuda:{capability}" if capability.stated else "cuda"
     return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
-                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=JOINS,
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=(*JOINS, join_branches),
                   check=functools.partial(_check, capability),
                   grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
 
@@ -44,8 +46,7 @@ def _check(capability: Capability) -> None:
             fix='qpass.plan and qpass.trace work without one; use target="cpu" or "reference" to compile',
         )
     here = Capability.here()
-    same = (here.amd, here.neighbors) == (capability.amd, capability.neighbors)
-    if not same or here.fp8 < capability.fp8 or here.refusal:
+    if here.amd != capability.amd or here.fp8 < capability.fp8 or here.refusal:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from qpass.lowering.cuda.candidates import TILES
+
 FEW, SOME, DENSE = 16, 64, 1024
 BUCKETS = (FEW, SOME, DENSE)
 """Upper ends; what is above the last is a bucket of its own. ``None`` stands for it."""
@@ -19,6 +21,7 @@ _PROGRAMS = 264  # two for each processor of an H100 or H200
 _MAX_SPLITS = 8
 
 _bucket: ContextVar[int | None] = ContextVar("rows of the graph that is being compiled", default=None)
+_tuned: ContextVar[bool] = ContextVar("whether tiles are chosen by trying them", default=False)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Tile:
 
 FOUR_BIT = {FEW: Tile(16, 128, 4, 4), SOME: Tile(64, 64, 4, 3), None: Tile(128, 128, 8, 3)}
 WIDE_BLOCK = {FEW: Tile(16, 128, 4, 3), SOME: Tile(64, 64, 4, 3), None: Tile(128, 128, 8, 3)}
+PART_GROUP = {FEW: Tile(16, 128, 4, 3), SOME: Tile(64, 64, 4, 3), None: Tile(64, 128, 8, 3)}
 EIGHT_BIT = {FEW: Tile(16, 64, 4, 6), SOME: Tile(64, 64, 4, 5), None: Tile(128, 128, 8, 3)}
 FP8_BLOCK = {FEW: Tile(16, 128, 4, 5), SOME: Tile(64, 64, 4, 5), None: Tile(128, 128, 8, 4)}
 
@@ -43,16 +47,19 @@ def bucket_of(rows: int) -> int | None:
 
 
 @contextlib.contextmanager
-def compiling_for(bucket: int | None) -> Iterator[None]:
+def compiling_for(bucket: int | None, *, tuned: bool = False) -> Iterator[None]:
     """Graphs traced inside, whose number of rows is not known, are for rows of this bucket.
+
+    ``tuned``: a kernel is given its candidates, and Inductor times them on the GPU when it first runs.
 
     Kernels up to ``SOME`` rows are right for that many only; whoever compiles for a bucket calls it for its rows.
     """
-    token = _bucket.set(bucket)
+    token, other = _bucket.set(bucket), _tuned.set(tuned)
     try:
         yield
     finally:
         _bucket.reset(token)
+        _tuned.reset(other)
 
 
 def current(rows: object) -> int | None:
@@ -63,6 +70,27 @@ def current(rows: object) -> int | None:
 def tile(table: dict[int | None, Tile], bucket: int | None, *, warp_groups: bool = True) -> Tile:
     """The tile of a bucket; without dots of warp groups (before sm_90) at most 64 rows, more would spill."""
     return table[bucket if bucket in table and (bucket or warp_groups) else None if warp_groups else SOME]
+
+
+def choices(
+    default: Tile, kind: str, architecture: str | None, bucket: int | None, rows: int, blocks: int
+) -> tuple[tuple[Tile, int], ...]:
+    """Tiles and how often each splits K: the default alone, or first of at most 12 where tiles are tried.
+
+    Candidates are known for two architectures (``candidates``); where K is split, each also with twice as many parts.
+    """
+    usual = (default, splits(default, bucket, rows, blocks))
+    if not _tuned.get() or architecture is None:
+        return (usual,)
+    names = {FEW: "few", SOME: "some"}
+    found = {usual: None}
+    for sizes in TILES.get((architecture, kind, names.get(bucket or 0, "many")), ()):
+        tile = Tile(*sizes)
+        count = splits(tile, bucket, rows, blocks)
+        found[tile, count] = None
+        if bucket in names and count < _MAX_SPLITS and blocks >= 4 * count:
+            found[tile, 2 * count] = None
+    return tuple(found)[:12]
 
 
 def splits(tile: Tile, bucket: int | None, rows: int, blocks: int) -> int:

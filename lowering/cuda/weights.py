@@ -14,18 +14,20 @@ from qpass.numerics import shift_cast
 from qpass.numerics.scales import Scales
 
 ONE_GROUP = 1 << 30
-"""GROUP of a kernel where a whole row shares a scale."""
+"""GROUP of the FP8 kernel where a whole row shares a scale; the others call that 0."""
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """How a weight's groups lie in K blocks of a layout."""
+    """How a weight's groups lie in K blocks of a layout. Group 0: a row is one."""
 
     group: int
     layout: Layout
 
     def scales(self, width: int) -> int:
         """Rows of scales that a kernel may read: those of all K blocks, whole."""
+        if not self.group:
+            return 1
         return -(-(-(-width // self.layout.block) * self.layout.block) // self.group)
 
     def spread(self, found: Tensor, rows: int, width: int) -> Tensor:
@@ -47,8 +49,8 @@ def sign_magnitude(codes_NK: Tensor) -> Tensor:
 
 
 def pack_integers(codes_NK: Tensor, layout: Layout) -> Tensor:
-    """The words of integer codes."""
-    return pack(unsigned(codes_NK), layout)
+    """The words of integer codes; those of order ``signed`` in two's complement."""
+    return pack((codes_NK & 15).to(torch.uint8) if layout.order == "signed" else unsigned(codes_NK), layout)
 
 
 def pack_signs(codes_NK: Tensor, layout: Layout) -> Tensor:
@@ -61,9 +63,19 @@ def spread_scale(scale: Tensor, grouped: Grouped, rows: int, width: int) -> Tens
     return grouped.spread(scale, rows, width)
 
 
-def spread_zero(scale: Tensor, zero: Tensor | None, grouped: Grouped, rows: int, width: int) -> Tensor:
-    """Zero points as the kernel reads them; 8 for signed codes."""
-    return grouped.spread(torch.full_like(scale, 8, dtype=torch.uint8) if zero is None else zero, rows, width)
+def meta(scale: Tensor, zero: Tensor | None, grouped: Grouped, rows: int, width: int) -> Tensor:
+    """int32 [groups, padded rows]: a scale of 16 bits in the high half, what the zero point takes off in the low one
+    (``triton.decode``). Without zero points that is 8, by which signed codes were moved up."""
+    zeros = torch.full_like(scale, 8, dtype=torch.int32) if zero is None else zero.to(torch.int32)
+    low = zeros | 0xC300 if grouped.layout.order == "bf16" else 128 - zeros
+    if scale.dtype.itemsize == 2 and grouped.group:
+        low = low | (scale.view(torch.int16).to(torch.int32) << 16)
+    return grouped.spread(low, rows, width)
+
+
+def kept_apart(fmt: Format) -> bool:
+    """Whether scales are not in ``meta``: of channels, which are read once, and those of 32 bits."""
+    return not fmt.group or fmt.scale_dtype.itemsize != 2
 
 
 def scaled_sums(codes_NK: Tensor, scale: Tensor, zero: Tensor | None, fmt: Format) -> Tensor:

@@ -21,7 +21,7 @@ from qpass.graph.program import Program, materialise
 from qpass.lowering.cuda import tiles
 from qpass.lowering.inductor.choices import RowsInRegisters
 from qpass.lowering.inductor.compile import compile_program
-from qpass.lowering.inductor.modes import options, static_inputs
+from qpass.lowering.inductor.modes import options, static_inputs, tunes
 
 
 class Bucketed(torch.nn.Module):
@@ -49,10 +49,14 @@ class Bucketed(torch.nn.Module):
 
 
 def compile_bucket(program: Program, bucket: int | None, mode: str | None = None) -> Any:
-    """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by."""
+    """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by.
+
+    In a mode that tunes, tiles of our kernels are timed at the first run; Inductor keeps the best in its cache, by the
+    source of the kernel, the candidates and the sizes.
+    """
     tag = f"{torch.compiler.config.cache_key_tag}{bucket}{mode}{sources()}"
     with (
-        torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices(),
+        torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket, tuned=tunes(mode)), our_choices(),
         static_inputs(len(program.used_params())),
     ):  # fmt: skip
         return compile_program(program, options(mode, bucket, fixed=_fixed(program)))

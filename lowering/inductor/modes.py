@@ -13,15 +13,18 @@ from typing import Any
 from unittest import mock
 
 import torch._inductor.compile_fx as compile_fx
-from torch._inductor import list_mode_options
+from torch._inductor import config, list_mode_options
 
 from qpass.lowering.cuda import tiles
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Names and meaning are ``torch.compile``'s."""
 
-BASE = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
-"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel."""
+_EPILOGUE = "epilogue_fusion_user_defined_triton_kernel"
+BASE: dict[str, Any] = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN",
+                        **({_EPILOGUE: True} if hasattr(config, _EPILOGUE) else {})}  # fmt: skip
+"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel; and
+from torch 2.13 on an activation behind a kernel of ours is in that, if it is the only reader and K is not split."""
 
 PERSISTENT = {"triton.enable_persistent_tma_matmul": True}
 """For many rows its persistent templates are tried too, which load by TMA; autotuning says where that pays.
@@ -29,6 +32,11 @@ PERSISTENT = {"triton.enable_persistent_tma_matmul": True}
 Only where no size is a symbol: to see whether TMA may load a tile, Inductor takes the number of rows for what it was in
 the example, and says so in a guard; nobody reads the guards of a graph that is compiled alone.
 """
+
+
+def tunes(mode: str | None) -> bool:
+    """Whether tiles of our kernels are chosen by trying them."""
+    return mode is not None and mode.startswith("max-autotune")
 
 
 def options(mode: str | None = None, bucket: int | None = None, *, fixed: bool = False) -> dict[str, Any]:

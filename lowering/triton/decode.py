@@ -1,8 +1,10 @@
 """Unpacking of 4-bit words in registers: each in PTX assembly, and as a plain twin with the same result.
 
-The assembly takes one 32-bit word as four int8 (``pack=4``), which holds where a word's elements are neighbors in a
-register; ``qpass.lowering.triton.properties`` checks that in the compiled code. A twin computes the same from words,
+The assembly takes one 32-bit word, or two, as elements that are neighbors in registers (``pack``);
+``qpass.lowering.triton.properties`` checks in the compiled code that they are. A twin computes the same from words,
 element by element: it runs in the interpreter and on other machines. The tricks themselves are enumerated in the tests.
+
+A group of integers comes with one word, its scale in the high half (``group_scale``), its zero point in the low one.
 """
 
 import triton
@@ -12,19 +14,33 @@ from qpass.lowering.triton.tile import to_rows, words_to_elements
 
 
 @triton.jit
-def bf16_codes(tile, zero, zero2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.constexpr, ASM: tl.constexpr):
-    """code - zero as bfloat16, two of [BN, BK / 2]; exact. Order bf16. zero, zero2: int32 [BN], of each half.
+def group_scale(word, scales, SCALE: tl.constexpr):
+    """float32 scales. word: int32; SCALE: bf16 or f16, the high half of it, or apart, at the pointers ``scales``."""
+    if SCALE == "apart":
+        found = tl.load(scales).to(tl.float32)
+    elif SCALE == "bf16":
+        found = (word & -65536).to(tl.float32, bitcast=True)
+    else:
+        found = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return found
 
-    0x4300 | code is the number 128 + code; one exact addition of -(128 + zero) follows.
+
+@triton.jit
+def bf16_codes(tile, word0, word1, word2, word3, BN: tl.constexpr, BK: tl.constexpr, ASM: tl.constexpr):
+    """code - zero as bfloat16, four of [BN, BK / 4]; exact. Order bf16. word0 to word3: int32 [BN], of each part.
+
+    0x4300 | code is the number 128 + code; one exact addition of -(128 + zero), the low half of the word, follows.
     """
     if ASM:
-        minus = ((zero | 0xC300) * 0x10001)[:, None]
-        minus2 = ((zero2 | 0xC300) * 0x10001)[:, None]
-        low, high = tl.inline_asm_elementwise(
+        c0, c1, c2, c3 = tl.inline_asm_elementwise(
             """
             {
-            .reg .b32 t4, t8, t12, one;
+            .reg .b32 t4, t8, t12, one, z0, z1, z2, z3;
             mov.b32 one, 0x3f803f80;
+            prmt.b32 z0, $5, $5, 0x1010;
+            prmt.b32 z1, $7, $7, 0x1010;
+            prmt.b32 z2, $9, $9, 0x1010;
+            prmt.b32 z3, $11, $11, 0x1010;
             shr.u32 t4, $4, 4;
             shr.u32 t8, $4, 8;
             shr.u32 t12, $4, 12;
@@ -32,61 +48,118 @@ def bf16_codes(tile, zero, zero2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.con
             lop3.b32 $1, t4, 0x000f000f, 0x43004300, 0xea;
             lop3.b32 $2, t8, 0x000f000f, 0x43004300, 0xea;
             lop3.b32 $3, t12, 0x000f000f, 0x43004300, 0xea;
-            fma.rn.bf16x2 $0, $0, one, $5;
-            fma.rn.bf16x2 $1, $1, one, $5;
-            fma.rn.bf16x2 $2, $2, one, $9;
-            fma.rn.bf16x2 $3, $3, one, $9;
+            fma.rn.bf16x2 $0, $0, one, z0;
+            fma.rn.bf16x2 $1, $1, one, z1;
+            fma.rn.bf16x2 $2, $2, one, z2;
+            fma.rn.bf16x2 $3, $3, one, z3;
             }
             """,
             "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r",
-            [to_rows(tile, BN, BK, KW), minus, minus2],
-            dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+            [to_rows(tile, BN, BK, 4, 2), word0[:, None], word1[:, None], word2[:, None], word3[:, None]],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
         )  # fmt: skip
     else:
-        place = (tl.arange(0, 4) % 2) * 16 + (tl.arange(0, 4) // 2) * 4
-        low = (words_to_elements(tile, place, BN, BK, KW) & 15) - zero[:, None]
-        high = (words_to_elements(tile, place + 8, BN, BK, KW) & 15) - zero2[:, None]
-        low = low.to(tl.float32).to(tl.bfloat16)  # in two steps: the interpreter has no cast of integers to bfloat16
-        high = high.to(tl.float32).to(tl.bfloat16)
-    return low, high
+        c0, c1 = _bf16_part(tile, word0, 0, BN, BK), _bf16_part(tile, word1, 1, BN, BK)
+        c2, c3 = _bf16_part(tile, word2, 2, BN, BK), _bf16_part(tile, word3, 3, BN, BK)
+    return c0, c1, c2, c3
 
 
 @triton.jit
-def int8_codes(tile, zero, zero2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.constexpr, ASM: tl.constexpr):
-    """code - zero as int8, two of [BN, BK / 2]. Order plain. zero, zero2: int32 [BN], of each half.
+def _bf16_part(tile, word, PART: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    code = words_to_elements(tile, tl.arange(0, 2) * 16 + 4 * PART, BN, BK, 4, 2) & 15
+    exact = (code - (word & 15)[:, None]).to(tl.float32)
+    return exact.to(tl.bfloat16)  # in two steps: the interpreter has no cast of integers to bfloat16
 
-    Four bytes at once: code + (128 - zero) carries into no neighbor, and the exclusive or takes 128 away again.
+
+@triton.jit
+def int8_codes(tile, word0, word1, word2, word3, BN: tl.constexpr, BK: tl.constexpr, ASM: tl.constexpr):
+    """code - zero as int8, four of [BN, BK / 4]. Order plain. word0 to word3: int32 [BN], of each part.
+
+    Four bytes at once: code + (128 - zero), the low byte of the word, carries into no neighbor, and the exclusive or
+    takes 128 away again.
     """
     if ASM:
-        plus = ((128 - zero) * 0x01010101)[:, None]
-        plus2 = ((128 - zero2) * 0x01010101)[:, None]
-        low, high = tl.inline_asm_elementwise(
+        c0, c1, c2, c3 = tl.inline_asm_elementwise(
             """
             {
-            .reg .b32 h;
-            shr.u32 h, $2, 4;
-            and.b32 $0, $2, 0x0f0f0f0f;
+            .reg .b32 h, g, z0, z1, z2, z3;
+            prmt.b32 z0, $6, $6, 0x0000;
+            prmt.b32 z1, $10, $10, 0x0000;
+            prmt.b32 z2, $14, $14, 0x0000;
+            prmt.b32 z3, $18, $18, 0x0000;
+            shr.u32 h, $4, 4;
+            shr.u32 g, $5, 4;
+            and.b32 $0, $4, 0x0f0f0f0f;
             and.b32 $1, h, 0x0f0f0f0f;
-            add.u32 $0, $0, $3;
-            add.u32 $1, $1, $7;
+            and.b32 $2, $5, 0x0f0f0f0f;
+            and.b32 $3, g, 0x0f0f0f0f;
+            add.u32 $0, $0, z0;
+            add.u32 $1, $1, z1;
+            add.u32 $2, $2, z2;
+            add.u32 $3, $3, z3;
             xor.b32 $0, $0, 0x80808080;
             xor.b32 $1, $1, 0x80808080;
+            xor.b32 $2, $2, 0x80808080;
+            xor.b32 $3, $3, 0x80808080;
             }
             """,
-            "=&r,=&r,r,r,r,r,r,r,r,r,r",
-            [to_rows(tile, BN, BK, KW), plus, plus2],
-            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+            "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
+            [to_rows(tile, BN, BK, 4, 4), word0[:, None], word1[:, None], word2[:, None], word3[:, None]],
+            dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
     else:
-        place = tl.arange(0, 4) * 8
-        low = (words_to_elements(tile, place, BN, BK, KW) & 15) - zero[:, None]
-        high = (words_to_elements(tile, place + 4, BN, BK, KW) & 15) - zero2[:, None]
-        low, high = low.to(tl.int8), high.to(tl.int8)
-    return low, high
+        first, second = _words_of_units(tile, BN, BK)
+        c0, c1 = _int8_part(first, word0, 0, BN, BK), _int8_part(first, word1, 4, BN, BK)
+        c2, c3 = _int8_part(second, word2, 0, BN, BK), _int8_part(second, word3, 4, BN, BK)
+    return c0, c1, c2, c3
 
 
 @triton.jit
-def fp8_codes(tile, near, far, near2, far2, BN: tl.constexpr, BK: tl.constexpr, KW: tl.constexpr, ASM: tl.constexpr):
+def _words_of_units(tile, BN: tl.constexpr, BK: tl.constexpr):
+    """The first and the second word of the two that four elements fill."""
+    return tl.split(tile.reshape(BN * BK // 32, 2, 2))
+
+
+@triton.jit
+def _int8_part(words, word, PLACE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    code = words_to_elements(words, tl.arange(0, 4) * 8 + PLACE, BN, BK, 4, 4) & 15
+    return (code - (128 - (word & 255))[:, None]).to(tl.int8)
+
+
+@triton.jit
+def signed_codes(tile, BN: tl.constexpr, BK: tl.constexpr, ASM: tl.constexpr):
+    """16 times the code as int8, four of [BN, BK / 4]. Order signed: a code in the high half of a byte is that."""
+    if ASM:
+        c0, c1, c2, c3 = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 h, g;
+            shl.b32 h, $4, 4;
+            shl.b32 g, $5, 4;
+            and.b32 $0, h, 0xf0f0f0f0;
+            and.b32 $1, $4, 0xf0f0f0f0;
+            and.b32 $2, g, 0xf0f0f0f0;
+            and.b32 $3, $5, 0xf0f0f0f0;
+            }
+            """,
+            "=&r,=&r,=&r,=&r,r,r",
+            [to_rows(tile, BN, BK, 4, 4)],
+            dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+        )  # fmt: skip
+    else:
+        first, second = _words_of_units(tile, BN, BK)
+        c0, c1 = _signed_part(first << 4, BN, BK), _signed_part(first, BN, BK)
+        c2, c3 = _signed_part(second << 4, BN, BK), _signed_part(second, BN, BK)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _signed_part(words, BN: tl.constexpr, BK: tl.constexpr):
+    return (words_to_elements(words, tl.arange(0, 4) * 8, BN, BK, 4, 4) & 0xF0).to(tl.uint8).to(tl.int8, bitcast=True)
+
+
+@triton.jit
+def fp8_codes(tile, near, far, near2, far2, BN: tl.constexpr, BK: tl.constexpr, ASM: tl.constexpr):
     """E4M3 bytes of codes of a sign and three bits, two of [BN, BK / 2], by a look-up in the row's own table.
 
     Order lut. near, far, and near2, far2 for the other half: int32 [BN], the bytes of the magnitudes 0 to 3 and 4 to 7.
@@ -106,16 +179,16 @@ def fp8_codes(tile, near, far, near2, far2, BN: tl.constexpr, BK: tl.constexpr, 
             }
             """,
             "=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
-            [to_rows(tile, BN, BK, KW), near[:, None], far[:, None], near2[:, None],
+            [to_rows(tile, BN, BK, 2, 4), near[:, None], far[:, None], near2[:, None],
              far2[:, None]],
             dtype=(tl.float8e4nv, tl.float8e4nv), is_pure=True, pack=4,
         )  # fmt: skip
     else:
         place = tl.arange(0, 4)
-        low = words_to_elements(tile, place * 4, BN, BK, KW)
-        high = words_to_elements(tile, place * 4 + 16, BN, BK, KW)
-        low_sign = words_to_elements(tile, place * 8, BN, BK, KW) & 0x80
-        high_sign = (words_to_elements(tile, place * 8, BN, BK, KW) << 4) & 0x80
+        low = words_to_elements(tile, place * 4, BN, BK, 2, 4)
+        high = words_to_elements(tile, place * 4 + 16, BN, BK, 2, 4)
+        low_sign = words_to_elements(tile, place * 8, BN, BK, 2, 4) & 0x80
+        high_sign = (words_to_elements(tile, place * 8, BN, BK, 2, 4) << 4) & 0x80
         low = _looked_up(low, low_sign, near, far)
         high = _looked_up(high, high_sign, near2, far2)
     return low, high

@@ -8,7 +8,8 @@ programs that are left over do nothing. Every tile is one program's, without spl
 import triton
 import triton.language as tl
 
-from qpass.lowering.triton.decode import bf16_codes, int8_codes
+from qpass.lowering.triton.decode import bf16_codes, int8_codes, signed_codes
+from qpass.lowering.triton.parts import add_block, group_words
 from qpass.lowering.triton.tile import packed_step, packed_tile
 
 
@@ -67,95 +68,79 @@ def grouped_eight_bit_kernel(
 
 @triton.jit
 def grouped_w4a16_kernel(
-    x, packed, scale, zero, offsets, out, E, M, N, K, tiles_m, stride_x, stride_out, rows, groups,
-    GROUP: tl.constexpr, EVEN_K: tl.constexpr, KW: tl.constexpr, ET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+    x, packed, meta, scale, offsets, out, E, M, N, K, tiles_m, stride_x, stride_out, rows, groups,
+    GROUP: tl.constexpr, SCALE: tl.constexpr, EVEN_K: tl.constexpr, ET: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, JOINED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] bfloat16 (any float without ASM); packed words of each expert; scale of a float dtype and zero uint8
-    [E, groups, rows]; out [M, N]. Grid and offsets as above; rows and GROUP as in ``w4a16``."""
+    """x [M, K] bfloat16 (any float without ASM); packed words of each expert; meta and scale [E, groups, rows] as for
+    ``w4a16``; out [M, N]. Grid and offsets as above; rows and GROUP as in ``w4a16``."""
     pn, tile = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
     expert, first, last = rows_of(tile, offsets, E, M, ET, BM)
     own = tl.minimum(expert, E - 1)
     rn, rm = pn * BN + tl.arange(0, BN), first + tl.arange(0, BM)
-    half = tl.arange(0, BK // 2)[:, None]
-    inputs = x + rm.to(tl.int64)[None, :] * stride_x + half
+    k = tl.arange(0, BK // 2 if JOINED else BK // 4)[:, None]
+    inputs = x + rm.to(tl.int64)[None, :] * stride_x + k
     there = (rm < last)[None, :]
     blocks = tl.cdiv(K, BK)
-    words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, ASM)
+    words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, 8 if ASM else 4)
     mine = own.to(tl.int64) * groups * rows + rn
     acc = tl.zeros((BN, BM), tl.float32)
+    word0, word1, word2, word3 = group_words(meta + mine, 0, 0, BK)
     for step in tl.range(0, tl.where((expert < E) & (first < last), blocks, 0), num_stages=STAGES):
         codes = tl.load(words)
-        left = K if EVEN_K else K - step * BK
-        x_low = tl.load(inputs, there if EVEN_K else there & (half < left), 0.0)
-        x_high = tl.load(inputs + BK // 2, there if EVEN_K else there & (half + BK // 2 < left), 0.0)
-        group = (step * BK) // GROUP * rows + mine
-        zeros = tl.load(zero + group).to(tl.int32)
-        scales = tl.load(scale + group).to(tl.float32)
-        if GROUP < BK:  # each half of the block is a group
-            zeros2 = tl.load(zero + group + rows).to(tl.int32)
-            scales2 = tl.load(scale + group + rows).to(tl.float32)
-            low, high = bf16_codes(codes, zeros, zeros2, BN, BK, KW, ASM)
-            acc += tl.dot(low.to(x_low.dtype), x_low) * scales[:, None]
-            acc += tl.dot(high.to(x_high.dtype), x_high) * scales2[:, None]
-        else:
-            low, high = bf16_codes(codes, zeros, zeros, BN, BK, KW, ASM)
-            part = tl.dot(low.to(x_low.dtype), x_low)
-            part = tl.dot(high.to(x_high.dtype), x_high, part)
-            acc += part * scales[:, None]
+        group = mine
+        if GROUP:
+            group = (step * BK) // GROUP * rows + mine
+            word0, word1, word2, word3 = group_words(meta + group, rows, GROUP, BK)
+        c0, c1, c2, c3 = bf16_codes(codes, word0, word1, word2, word3, BN, BK, ASM)
+        acc = add_block(acc, c0, c1, c2, c3, inputs, there, k, K - step * BK, word0, word1, word2, word3,
+                        scale + group, rows, GROUP, BK, SCALE, JOINED, EVEN_K)  # fmt: skip
         inputs += BK
-        words += packed_step(rows, BK, ASM)
+        words += packed_step(rows, BK, 8 if ASM else 4)
+    if GROUP == 0:
+        acc *= tl.load(scale + mine).to(tl.float32)[:, None]
     spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
-    tl.store(spots, acc.to(out.dtype.element_ty), there & (rn < N)[:, None])
+    tl.store(spots, tl.where(expert < E, acc, 0.0).to(out.dtype.element_ty), there & (rn < N)[:, None])
 
 
 @triton.jit
 def grouped_w4a8_int8_kernel(
-    x, x_scale, x_zero, packed, scale, zero, sums, offsets, out, E, M, N, K, tiles_m, stride_x, stride_out, rows,
-    groups, GROUP: tl.constexpr, ZERO: tl.constexpr, EVEN_K: tl.constexpr, ET: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+    x, x_scale, x_zero, packed, meta, scale, sums, offsets, out, E, M, N, K, tiles_m, stride_x, stride_out, rows,
+    groups, GROUP: tl.constexpr, SCALE: tl.constexpr, SIGNED: tl.constexpr, ZERO: tl.constexpr, EVEN_K: tl.constexpr,
+    ET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    JOINED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """x int8 [M, K]; x_scale float32, x_zero int32 [M]; packed words of each expert; scale float32 or bfloat16 and zero
-    uint8 [E, groups, rows]; sums float32 [E, rows]; out [M, N]. GROUP as in ``w4a8_int8``, 0 for one scale a row."""
+    """x int8 [M, K]; x_scale float32, x_zero int32 [M]; packed words of each expert, meta and scale as above; sums
+    float32 [E, rows]; out [M, N]. GROUP as in ``w4a8_int8``, 0 for one scale a row."""
     pn, tile = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
     expert, first, last = rows_of(tile, offsets, E, M, ET, BM)
     own = tl.minimum(expert, E - 1)
     rn, rm = pn * BN + tl.arange(0, BN), first + tl.arange(0, BM)
-    half = tl.arange(0, BK // 2)[:, None]
-    inputs = x + rm.to(tl.int64)[None, :] * stride_x + half
+    k = tl.arange(0, BK // 2 if JOINED else BK // 4)[:, None]
+    inputs = x + rm.to(tl.int64)[None, :] * stride_x + k
     there = (rm < last)[None, :]
     blocks = tl.cdiv(K, BK)
-    words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, ASM)
+    words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, 8 if ASM else 4)
     mine = own.to(tl.int64) * groups * rows + rn
     acc = tl.zeros((BN, BM), tl.float32 if GROUP else tl.int32)
-    zeros = tl.load(zero + mine).to(tl.int32)
+    word0, word1, word2, word3 = group_words(meta + mine, 0, 0, BK)
     for step in tl.range(0, tl.where((expert < E) & (first < last), blocks, 0), num_stages=STAGES):
         codes = tl.load(words)
-        left = K if EVEN_K else K - step * BK
-        x_low = tl.load(inputs, there if EVEN_K else there & (half < left), 0)
-        x_high = tl.load(inputs + BK // 2, there if EVEN_K else there & (half + BK // 2 < left), 0)
+        group = mine
         if GROUP:
             group = (step * BK) // GROUP * rows + mine
-            zeros = tl.load(zero + group).to(tl.int32)
-            scales = tl.load(scale + group).to(tl.float32)
-        if GROUP and GROUP < BK:  # each half of the block is a group
-            zeros2 = tl.load(zero + group + rows).to(tl.int32)
-            scales2 = tl.load(scale + group + rows).to(tl.float32)
-            low, high = int8_codes(codes, zeros, zeros2, BN, BK, 4, ASM)
-            acc += tl.dot(low, x_low, out_dtype=tl.int32).to(tl.float32) * scales[:, None]
-            acc += tl.dot(high, x_high, out_dtype=tl.int32).to(tl.float32) * scales2[:, None]
+            word0, word1, word2, word3 = group_words(meta + group, rows, GROUP, BK)
+        if SIGNED:
+            c0, c1, c2, c3 = signed_codes(codes, BN, BK, ASM)
         else:
-            low, high = int8_codes(codes, zeros, zeros, BN, BK, 4, ASM)
-            if GROUP:
-                part = tl.dot(low, x_low, out_dtype=tl.int32)
-                part = tl.dot(high, x_high, part, out_dtype=tl.int32)
-                acc += part.to(tl.float32) * scales[:, None]
-            else:
-                acc = tl.dot(low, x_low, acc, out_dtype=tl.int32)
-                acc = tl.dot(high, x_high, acc, out_dtype=tl.int32)
+            c0, c1, c2, c3 = int8_codes(codes, word0, word1, word2, word3, BN, BK, ASM)
+        acc = add_block(acc, c0, c1, c2, c3, inputs, there, k, K - step * BK, word0, word1, word2, word3,
+                        scale + group, rows, GROUP, BK, SCALE, JOINED, EVEN_K)  # fmt: skip
         inputs += BK
-        words += packed_step(rows, BK, ASM)
+        words += packed_step(rows, BK, 8 if ASM else 4)
     result = acc.to(tl.float32)
+    if SIGNED:
+        result *= 0.0625
     if GROUP == 0:
         result *= tl.load(scale + mine).to(tl.float32)[:, None]
     if ZERO:

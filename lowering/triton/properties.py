@@ -20,7 +20,7 @@ class Properties:
         matrix: the matrix instructions, by their names in PTX or AMD's assembly.
         conversions: layout conversions of tensors of two dimensions in the main loop (weights, inputs, sums).
         allocations: copies to shared memory in the main loop that no pipeline made.
-        words: unpackings in assembly, and how many of them take their word straight from a 16-byte load.
+        words: words unpacked in assembly, and how many of them come straight from a 16-byte load.
         copies: asynchronous copies to shared memory by their size in bytes, in hexadecimal, as PTX has it.
         loop: instructions of the main loop, by mnemonic; empty without a disassembler.
     """
@@ -100,7 +100,7 @@ def main_loop(sass: tuple[tuple[int, str], ...]) -> Counter[str]:
 
 
 def _words(ptx: str) -> tuple[int, int]:
-    """(blocks of inline assembly that unpack, those whose word is a destination of a 16-byte load).
+    """(words that inline assembly unpacks, those that are destinations of a 16-byte load).
 
     Which register of a load feeds which block is decided by Triton's undocumented order of registers: where it is
     another one, the words are put together from several loads, and a decoder that moves codes between the bytes of a
@@ -109,5 +109,6 @@ def _words(ptx: str) -> tuple[int, int]:
     wide = {name for line in ptx.splitlines() if re.search(r"\bld\.(?:shared|global)\S*\.v4\.(?:b|u)32", line)
             for name in re.findall(r"%r\d+", line.partition("[")[0])}  # fmt: skip
     blocks = re.findall(r"// begin inline asm\n(.*?)// end inline asm", ptx, re.S)
-    words = [found[1] for block in blocks if (found := re.search(r"(?:shr\.u32 \w+|and\.b32 m), (%r\d+),", block))]
+    taken = r"(?:shr\.u32|shl\.b32|and\.b32) \w+, (%r\d+),"  # into a register of the block's own
+    words = [word for block in blocks for word in dict.fromkeys(re.findall(taken, block))]
     return len(words), sum(word in wide for word in words)

@@ -2,22 +2,26 @@
 
 Scales of a row that are powers of two apart (ZeroQuant-FP's M1 and M2, E8M0) choose one of 16 tables for each group,
 whose bytes already hold the factor: the cast is exact (``qpass.numerics.shift_cast``), and one factor a row is left.
-Real scales take the table of the grid itself, and multiply the sum of their group in float32.
+Real scales take the table of the grid itself, and multiply the sum of their group in float32. A low-rank branch is a
+second dot at the end.
 """
 
 import triton
 import triton.language as tl
 
 from qpass.lowering.triton.decode import fp8_codes
+from qpass.lowering.triton.low_rank import add_low_rank
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import packed_step, packed_tile, tile_of
 
 
 @triton.jit
 def w4a8_fp8_kernel(
-    x, x_scale, packed, tables, choice, factor, bias, out, workspace, counters, M, N, K, stride_x, stride_out, rows,
+    x, x_scale, packed, tables, choice, factor, bias, branch, up, up_scale, out, workspace, counters, M, N, K, stride_x,
+    stride_out, rows,
     GROUP: tl.constexpr, REAL: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+    RANK: tl.constexpr, PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x E4M3 [M, K]; x_scale float32 [M]; packed words; tables int32 [16, 2]; choice uint8 [groups, rows], a row of
     tables, or with REAL a scale, float32 or bfloat16; factor float32 [rows]; out [M, N]. GROUP: BK / 2, BK or more."""
@@ -27,7 +31,7 @@ def w4a8_fp8_kernel(
     half = tl.arange(0, BK // 2)[:, None]
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * BK + half
     there = (rm < M)[None, :]
-    words = packed_tile(packed, pn * BN, split, rows, BN, BK, ASM)
+    words = packed_tile(packed, pn * BN, split, rows, BN, BK, 16 if ASM else 4)
     acc = tl.zeros((BN, BM), tl.float32)
     near = tl.load(tables + rn * 0)
     far = tl.load(tables + rn * 0 + 1)
@@ -45,7 +49,7 @@ def w4a8_fp8_kernel(
             if GROUP < BK:
                 chosen2 = tl.load(choice + group + rows).to(tl.int32) * 2
                 near2, far2 = tl.load(tables + chosen2), tl.load(tables + chosen2 + 1)
-        low, high = fp8_codes(tile, near, far, near2, far2, BN, BK, 4, ASM)
+        low, high = fp8_codes(tile, near, far, near2, far2, BN, BK, ASM)
         if not REAL:
             acc = tl.dot(low, x_low, acc)
             acc = tl.dot(high, x_high, acc)
@@ -57,13 +61,15 @@ def w4a8_fp8_kernel(
             part = tl.dot(high, x_high, part)
             acc += part * tl.load(choice + group).to(tl.float32)[:, None]
         inputs += SPLITS * BK
-        words += SPLITS * packed_step(rows, BK, ASM)
+        words += SPLITS * packed_step(rows, BK, 16 if ASM else 4)
     if SPLITS > 1:
         acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
     else:
         mine = True
     if mine:
         acc = acc * tl.load(factor + rn)[:, None] * tl.load(x_scale + rm, rm < M, 0.0)[None, :]
+        if RANK:
+            acc = add_low_rank(acc, branch, up, up_scale, rn, rm, N, M, RANK, PADDED, INT8_UP)
         if HAS_BIAS:
             acc += tl.load(bias + rn, rn < N, 0.0).to(tl.float32)[:, None]
         spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]

@@ -13,7 +13,7 @@ import torch._inductor.runtime.triton_heuristics as heuristics
 
 from qpass.lowering.triton.compile_only import Built, compile_for
 
-_DECORATORS = ("template", "pointwise", "reduction", "persistent_reduction")
+_DECORATORS = ("template", "pointwise", "reduction", "persistent_reduction", "user_autotune")
 
 
 def launches(code: str) -> list[str]:
@@ -26,6 +26,14 @@ def launches(code: str) -> list[str]:
 
 def compiled(code: str, name: str, folder: Path, *, warps: int, target: str = "sm_90") -> Built:
     """One of Inductor's own kernels, compiled with the block sizes of a row for each program."""
+    module, meta = loaded(code, name, folder)
+    types = dict(meta["triton_meta"]["signature"])
+    constants = {key: 1 for key, kind in types.items() if kind == "constexpr"}
+    return compile_for(getattr(module, name), types, constants, target, warps=warps, ragged=("xnumel",))
+
+
+def loaded(code: str, name: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """(a module with a kernel that Inductor wrote or rewrote, as it is, and what its decorator was given)."""
     text = re.search(rf"async_compile\.triton\('{name}', '''(.*?)'''", code, re.S)
     assert text is not None
     meta: dict[str, Any] = {}
@@ -48,6 +56,4 @@ def compiled(code: str, name: str, folder: Path, *, warps: int, target: str = "s
         finally:
             for patch in patches:
                 patch.stop()
-    types = dict(meta["triton_meta"]["signature"])
-    constants = {key: 1 for key, kind in types.items() if kind == "constexpr"}
-    return compile_for(getattr(module, name), types, constants, target, warps=warps, ragged=("xnumel",))
+    return module, meta

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 import qpass
 from qpass.formats import Format
 from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.quantize import QUANTIZE
+from qpass.lowering.triton.interpret import Interpreter
 from qpass.numerics import codec
 from tests.lowering.cuda import fakegpu
-from tests.lowering.cuda.generated import compiled, launches
+from tests.lowering.cuda.generated import compiled, launches, loaded
 from tests.tiny import RMSNorm
 
 BF16 = torch.bfloat16
@@ -117,6 +124,54 @@ def test_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name.startswith("triton_") for name in found)
     reductions = [name for name in found if name.startswith("triton_per") and "amax" in name and "softmax" not in name]
     assert len(reductions) == 4  # inputs of qkv, of o, of gate and up, of down
+
+
+def test_tiles_are_tried_where_that_is_asked_for() -> None:
+    """Inductor gets the candidates of the kernel; otherwise one tile, whatever the GPU."""
+    model = nn.Linear(1024, 256, bias=False).to(BF16).eval()
+    program = qpass.trace(model, "w4a16-g128", args=(torch.zeros(4, 1024, dtype=BF16),), target="cuda")["LOWERED"]
+    for bucket in (tiles.FEW, tiles.DENSE):
+        (plain,), (tuned,) = (re.findall(r"user_autotune\(\s*configs=(\[.*?\]),\n", fakegpu.code_of_bucket(
+            program, bucket, mode=mode)) for mode in (None, "max-autotune-no-cudagraphs"))  # fmt: skip
+        assert plain.count("num_warps") == 1 and 2 <= tuned.count("'BN'") == tuned.count("num_warps") <= 12
+
+
+@triton.jit
+def largest(a, b):
+    return tl.where(a > b, a, b)
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(256, 128), nn.Linear(128, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.nn.functional.relu(self.up(x)))
+
+
+@pytest.mark.skipif(not hasattr(config, "epilogue_fusion_user_defined_triton_kernel"), reason="before torch 2.13")
+def test_an_activation_is_in_our_kernel(tmp_path: Path) -> None:
+    """Inductor writes it into the kernel's source; what that computes is checked. A sum reads more and stays apart."""
+    model = Perceptron().eval().to(BF16)
+    program = qpass.trace(model, "w4a16-g128", args=(torch.zeros(2, 3, 256, dtype=BF16),), target="cuda")["LOWERED"]
+    code = fakegpu.code_of_bucket(program, tiles.DENSE)
+    assert [name for name in launches(code) if "add" not in name] == ["w4a16_kernel_0", "w4a16_kernel_1"]
+    module, meta = loaded(code, "w4a16_kernel", tmp_path)
+    module.triton_helpers = SimpleNamespace(maximum=Interpreter(largest)._kernel)
+    given = {name: program.tensor(f"up.weight.{name}") for name in ("words", "group_meta", "counters")}
+    words, bias, x = given["words"], program.tensor("up.bias").float(), torch.randn(40, 256).to(BF16).float()
+    out, none = torch.full((40, 128), torch.nan), given["group_meta"]
+    constants = {**meta["triton_meta"]["constants"], "BM": 16, "BN": 64, "ASM": False}
+    Interpreter(module.w4a16_kernel)[(2 * 3, 1)](
+        x, words, none, none, bias, none, none, none, out, torch.empty(1), given["counters"], 40, 128, 256, 256, 128,
+        128, **constants,
+    )  # fmt: skip
+    whole = torch.ops.qpass_cuda.w4a16_linear(
+        x, words, none, None, bias, given["counters"], 128, 128, "k128-bf16", "bf16"
+    )
+    assert ((out - whole.relu()).abs() <= 2.0**-7 * whole.relu()).all()  # the interpreter cuts a bfloat16 off
 
 
 def add_norm_quantize(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

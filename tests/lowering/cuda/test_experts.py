@@ -11,10 +11,9 @@ pytest.importorskip("triton")
 from qpass.formats import Format
 from qpass.lowering.cuda import weights
 from qpass.lowering.cuda.experts import load
-from qpass.lowering.cuda.kernels import grouped
-from qpass.lowering.cuda.weights import ONE_GROUP
+from qpass.lowering.cuda.kernels import integers
 from qpass.numerics.scales import Scales
-from tests.lowering.cuda.test_linears import bound, four_bit, inputs, values
+from tests.lowering.cuda.test_linears import bound, four_bit, inputs, packed, values
 
 load()
 ops = torch.ops.qpass_cuda
@@ -87,16 +86,20 @@ def test_fp8(counts: tuple[int, ...], tail: int) -> None:
     assert within(out, real, codes.double() * scale.double()[:, :, None], counts, real)
 
 
+def stacked(found: list, fmt: Format, order: str) -> tuple[tuple, tuple]:
+    """What ``packed`` gives, of all experts."""
+    each = [packed(codes, scales, fmt, order) for codes, scales in found]
+    parts = [None if part[0] is None else torch.stack(part) for part in zip(*(one for one, _ in each))]
+    return tuple(parts), each[0][1]
+
+
 @pytest.mark.parametrize(("counts", "tail"), COUNTS, ids=str)
-@pytest.mark.parametrize(("text", "near"), [("int4:g128:asym", 2), ("int4:g64:asym", 4), ("int4:channel:sym", 2)])
-def test_w4a16(counts: tuple[int, ...], tail: int, text: str, near: int) -> None:
+@pytest.mark.parametrize("text", ["int4:g128:asym", "int4:g64:asym", "int4:channel:sym"])
+def test_w4a16(counts: tuple[int, ...], tail: int, text: str) -> None:
     found, fmt = stack(len(counts), text)
-    lay = grouped(fmt, near, "bf16")
     x = torch.randn(sum(counts) + tail, K, generator=torch.Generator().manual_seed(7)).bfloat16().float()
-    packed = torch.stack([weights.pack_integers(codes, lay.layout) for codes, _ in found])
-    scale = torch.stack([weights.spread_scale(scales.scale, lay, N, K) for _, scales in found])
-    zero = torch.stack([weights.spread_zero(scales.scale, scales.zero, lay, N, K) for _, scales in found])
-    out = ops.grouped_w4a16_linear(x, packed, scale, zero, ends(counts), N, lay.group, str(lay.layout))
+    parts, kind = stacked(found, fmt, "bf16")
+    out = ops.grouped_w4a16_linear(x, *parts, ends(counts), N, *kind)
     assert within(out, x, torch.stack([values(codes, scales, fmt) for codes, scales in found]), counts, x)
 
 
@@ -107,17 +110,13 @@ def test_w4a16(counts: tuple[int, ...], tail: int, text: str, near: int) -> None
 ])  # fmt: skip
 def test_w4a8_int8(counts: tuple[int, ...], tail: int, text: str, inputs_format: str) -> None:
     found, fmt = stack(len(counts), text)
-    lay = grouped(fmt, 4, "plain", wide=True)
     x, x_scale, x_zero = inputs(sum(counts) + tail, K, inputs_format)
     shifted, away = moved(x, x_zero)
-    packed = torch.stack([weights.pack_integers(codes, lay.layout) for codes, _ in found])
-    scale = torch.stack([weights.spread_scale(scales.scale, lay, N, K) for _, scales in found])
-    zero = torch.stack([weights.spread_zero(scales.scale, scales.zero, lay, N, K) for _, scales in found])
+    parts, kind = stacked(found, fmt, integers(fmt))
     sums = torch.stack([weights.scaled_sums(codes, scales.scale, scales.zero, fmt) for codes, scales in found])
     out = ops.grouped_w4a8_int8_linear(
-        shifted, x_scale, away, packed, scale, zero, sums, ends(counts), N, 0 if lay.group == ONE_GROUP else lay.group,
-        str(lay.layout), torch.float32,
-    )  # fmt: skip
+        shifted, x_scale, away, *parts, sums, ends(counts), N, *kind, torch.float32
+    )
     w = torch.stack([values(codes, scales, fmt) for codes, scales in found])
     # the sums of groups and the zero point's term are of the size of the moved codes, and cancel
     size = (shifted.double().abs() + (0 if away is None else away.abs())) * x_scale.double()

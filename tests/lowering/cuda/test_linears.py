@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from qpass.errors import UnsupportedError
 from qpass.formats import Format
 from qpass.lowering.cuda import tiles, weights
-from qpass.lowering.cuda.kernels import grouped, load
+from qpass.lowering.cuda.kernels import grouped, integers, load, scale_place
 from qpass.lowering.cuda.weights import ONE_GROUP
 from qpass.lowering.triton.layout import padded_rows
 from qpass.numerics import codec, shift_cast
@@ -64,22 +64,27 @@ def values(codes: Tensor, found: Scales, fmt: Format) -> Tensor:
     return (codes.double() - zero) * found.scale.double()[:, groups]
 
 
-W4A16 = [("int4:g128:asym", 2), ("int4:g128:asym", 4), ("int4:g64:asym", 2), ("int4:g32:asym:f16", 4),
-         ("int4:channel:sym", 2), ("int4:g256:sym", 4)]  # fmt: skip
+def packed(codes: Tensor, found: Scales, fmt: Format, order: str) -> tuple[tuple[Tensor, ...], tuple]:
+    """(words, meta and scales apart; group, layout and kind of scale) of integer codes."""
+    lay, (n, k) = grouped(fmt, order), codes.shape
+    apart = weights.spread_scale(found.scale, lay, n, k) if weights.kept_apart(fmt) else None
+    parts = (weights.pack_integers(codes, lay.layout), weights.meta(found.scale, found.zero, lay, n, k), apart)
+    return parts, (lay.group, str(lay.layout), scale_place(fmt))
 
 
-@pytest.mark.parametrize(("text", "near"), W4A16)
+W4A16 = ["int4:g128:asym", "int4:g64:asym", "int4:g32:asym:f16", "int4:g32:asym:f32", "int4:channel:sym",
+         "int4:g256:sym"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", W4A16)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_w4a16(shape: tuple[int, int, int], text: str, near: int) -> None:
+def test_w4a16(shape: tuple[int, int, int], text: str) -> None:
     m, n, k = shape
     codes, found, fmt = four_bit(n, k, text)
-    lay = grouped(fmt, near, "bf16")
+    parts, kind = packed(codes, found, fmt, "bf16")
     x = torch.randn(m, k, generator=generator(m)).bfloat16().float()
     bias, count = torch.randn(n, generator=generator(n)), counters(n)
-    out = ops.w4a16_linear(
-        x, weights.pack_integers(codes, lay.layout), weights.spread_scale(found.scale, lay, n, k),
-        weights.spread_zero(found.scale, found.zero, lay, n, k), bias, count, n, lay.group, str(lay.layout),
-    )  # fmt: skip
+    out = ops.w4a16_linear(x, *parts, bias, count, n, *kind)
     w = values(codes, found, fmt)
     assert ((out - (x.double() @ w.T + bias)).abs() <= bound(x.double(), w, 40) + 2.0**-22 * bias.abs()).all()
     assert not count.any()
@@ -87,7 +92,7 @@ def test_w4a16(shape: tuple[int, int, int], text: str, near: int) -> None:
 
 ASYM, SYM = "int8:token:asym", "int8:token:sym"
 W4A8 = [("int4:g128:asym", ASYM), ("int4:g64:asym", SYM), ("int4:g32:asym", ASYM), ("int4:channel:asym", ASYM),
-        ("int4:g256:sym:f16", SYM)]  # fmt: skip
+        ("int4:g256:sym:f16", SYM), ("int4:g32:sym", ASYM), ("int4:channel:full", SYM)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "inputs_format"), W4A8)
@@ -95,15 +100,11 @@ W4A8 = [("int4:g128:asym", ASYM), ("int4:g64:asym", SYM), ("int4:g32:asym", ASYM
 def test_w4a8_int8(shape: tuple[int, int, int], text: str, inputs_format: str) -> None:
     m, n, k = shape
     codes, found, fmt = four_bit(n, k, text)
-    lay = grouped(fmt, 4, "plain", wide=True)
+    (words, meta, apart), kind = packed(codes, found, fmt, integers(fmt))
     x, scale, zero = inputs(m, k, inputs_format)
     shifted, moved = (x, None) if x.dtype is torch.int8 else ((x.short() - 128).to(torch.int8), zero - 128)
-    group, count = 0 if lay.group == ONE_GROUP else lay.group, counters(n)
-    out = ops.w4a8_int8_linear(
-        shifted, scale, moved, weights.pack_integers(codes, lay.layout), weights.spread_scale(found.scale, lay, n, k),
-        weights.spread_zero(found.scale, found.zero, lay, n, k),
-        weights.scaled_sums(codes, found.scale, found.zero, fmt), None, count, n, group, str(lay.layout), torch.float32,
-    )  # fmt: skip
+    sums, count = weights.scaled_sums(codes, found.scale, found.zero, fmt), counters(n)
+    out = ops.w4a8_int8_linear(shifted, scale, moved, words, meta, apart, sums, None, count, n, *kind, torch.float32)
     w = values(codes, found, fmt)
     exact = (x.double() - zero) @ w.T * scale.double()
     # the sums of groups and the zero point's term are of the size of the moved codes, and cancel
@@ -173,7 +174,7 @@ FP8 = ["e2m1:g256:sym:m2", "e2m1:g32:sym:m1", "e2m1:g64:sym:e8m0", "int4:g128:sy
 def test_w4a8_fp8(shape: tuple[int, int, int], text: str) -> None:
     m, n, k = shape
     codes, found, fmt = four_bit(n, k, text)
-    lay = grouped(fmt, 4, "lut")
+    lay = grouped(fmt, "lut")
     x, scale, _ = inputs(m, k, "e4m3:token:sym")
     if fmt.scale_kind.is_real:
         tables, choice = weights.real_table(fmt), lay.spread(found.scale, n, k)
@@ -186,8 +187,8 @@ def test_w4a8_fp8(shape: tuple[int, int, int], text: str) -> None:
         assert torch.equal(right.float(), codec.dequantize(codes, found, fmt, torch.float32))
     count = counters(n)
     out = ops.w4a8_fp8_linear(
-        x, scale, weights.pack_signs(codes, lay.layout), tables, choice, factor, None, count, n, lay.group,
-        str(lay.layout), torch.float32,
+        x, scale, weights.pack_signs(codes, lay.layout), tables, choice, factor, None, count, n,
+        lay.group or ONE_GROUP, str(lay.layout), torch.float32,
     )  # fmt: skip
     left = x.double() * scale
     assert ((out - left @ right.T).abs() <= bound(left, right, 40)).all()
@@ -207,10 +208,8 @@ def test_more_dimensions_and_no_rows() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     codes, found, fmt = four_bit(130, 1100, "int4:g128:asym")
-    lay = grouped(fmt, 2, "bf16")
-    parts = (weights.pack_integers(codes, lay.layout), weights.spread_scale(found.scale, lay, 130, 1100),
-             weights.spread_zero(found.scale, found.zero, lay, 130, 1100), None, counters(130), 130, lay.group,
-             str(lay.layout))  # fmt: skip
+    words, kind = packed(codes, found, fmt, "bf16")
+    parts = (*words, None, counters(130), 130, *kind)
     x = torch.randn(7, 1100)
     assert torch.equal(ops.w4a16_linear(x, *parts)[3:4], ops.w4a16_linear(x[3:4], *parts))
 
@@ -218,12 +217,23 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 @pytest.mark.parametrize("change", ["shape", "dtype", "layout"])
 def test_words_of_another_layout_are_refused(change: str) -> None:
     codes, found, fmt = four_bit(16, 128, "int4:g128:asym")
-    lay = grouped(fmt, 2, "bf16")
-    words = weights.pack_integers(codes, lay.layout)
+    (words, meta, _), (group, layout, kind) = packed(codes, found, fmt, "bf16")
     words = {"shape": words[:, :4], "dtype": words.to(torch.int64), "layout": words}[change]
-    layout = "k64n2-bf16" if change == "layout" else str(lay.layout)
-    with pytest.raises(UnsupportedError, match=r"packed words .* for a 16 x 128 weight in k\d+n2-bf16.*pack it again"):
-        ops.w4a16_linear(
-            torch.randn(2, 128), words, weights.spread_scale(found.scale, lay, 16, 128),
-            weights.spread_zero(found.scale, found.zero, lay, 16, 128), None, counters(16), 16, 128, layout,
-        )  # fmt: skip
+    layout = "k256-bf16" if change == "layout" else layout
+    text = r"w4a16_linear: packed words .* for a 16 x 128 weight in k\d+-bf16.*pack it again"
+    with pytest.raises(UnsupportedError, match=text):
+        ops.w4a16_linear(torch.randn(2, 128), words, meta, None, None, counters(16), 16, group, layout, kind)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    codes, found, fmt = four_bit(16, 256, "int4:g128:asym")
+    (words, meta, _), (group, layout, kind) = packed(codes, found, fmt, "bf16")
+    x, count = torch.randn(2, 256), counters(16)
+    with pytest.raises(UnsupportedError, match=r"w4a16_linear: words of groups \[1, 128\].*int32 \[2, 128\]"):
+        ops.w4a16_linear(x, words, meta[:1], None, None, count, 16, group, layout, kind)
+    with pytest.raises(UnsupportedError, match=r"w4a16_linear: groups of 48 in K blocks of 128.*a fourth of a block"):
+        ops.w4a16_linear(x, words, meta, None, None, count, 16, 48, layout, kind)
+    weight, one = torch.zeros(24, 64, dtype=torch.int8), torch.ones(24)
+    for wrong, text in ((weight[:, :32], r"a weight \[24, 32\]"), (weight.t().contiguous().t(), r"strides \(1, 24\)")):
+        with pytest.raises(UnsupportedError, match=rf"int8_linear: inputs \[2, 64\] of torch.int8 for .*{text}"):
+            ops.int8_linear(weight[:2], one[:2, None], None, wrong, one, one.int(), None, count, torch.float32)

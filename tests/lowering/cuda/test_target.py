@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from qpass import pipeline
 from qpass.errors import InputError, UnsupportedError
 from qpass.formats import Format, Scheme
 from qpass.lowering import Case
-from qpass.lowering.cuda import tiles
+from qpass.lowering.cuda import candidates, tiles
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.kernels import compiles_bf16, kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
+from qpass.lowering.inductor import modes
 from qpass.lowering.inductor.buckets import rows_of, sources
 from qpass.lowering.triton import register_order
 from qpass.numerics import codec
@@ -132,10 +134,11 @@ def test_without_triton_every_kernel_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unknown_triton_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qpass.lowering.cuda.kernels.CHECKED_TRITON", ("0.",))
     assert choice("w4a16-g128", "cuda:sm_90") == ("cuda.w4a16_linear", [])
-    assert register_order.differs("sm_90", 2) is None
-    found = register_order.differs("sm_90", 4)  # as if registers held four neighbors of a 16-bit dot
+    assert register_order.differs("sm_90") is None
+    monkeypatch.setattr(register_order, "properties", lambda built: SimpleNamespace(words=(16, 0)))
+    found = register_order.differs.__wrapped__("sm_90")
     assert found is not None and "does not hold words as they are packed (0 of 16 straight from a load)" in found
-    monkeypatch.setattr(register_order, "differs", lambda target, neighbors: found)
+    monkeypatch.setattr(register_order, "differs", lambda target: found)
     name, refusals = choice("w4a8-fp-m2", "cuda:sm_90")
     assert name == "reference.dequantize" and refusals == [f"cuda.w4a8_fp8_linear: {found}"]
 
@@ -203,6 +206,27 @@ def test_buckets_and_splits() -> None:
             tile = tiles.tile(table, bucket)
             for rows in range(1, bucket + 1):
                 assert 4096 // tile.bn * -(-rows // tile.bm) <= tiles.counters(4096)
+
+
+def test_tiles_to_try() -> None:
+    default = tiles.FOUR_BIT[16]
+    usual = tiles.choices(default, "w4a16", "sm_90", 16, 4096, 32)
+    assert usual == ((default, 8),)  # off: the same wherever it runs
+    with tiles.compiling_for(16, tuned=True):
+        found = tiles.choices(default, "w4a16", "sm_90", 16, 28672, 32)
+        assert found[0] == (default, 1) and 4 <= len(found) <= 12 and len(set(found)) == len(found)
+        assert {count for _, count in found} == {1, 2}
+        assert tiles.choices(default, "w4a16", None, 16, 4096, 32) == usual  # a GPU without a list
+        assert tiles.choices(default, "", "sm_90", 16, 4096, 32) == usual
+    for (_, _, rows), sizes in candidates.TILES.items():
+        assert 0 < len(sizes) <= (12 if rows == "many" else 6)
+        bucket = {"few": 16, "some": 64, "many": 1024}[rows]
+        for bm, bn, *_ in sizes if rows != "many" else ():  # a counter for each tile
+            assert 4096 // bn * -(-bucket // bm) <= tiles.counters(4096)
+
+
+def test_modes_that_tune() -> None:
+    assert [mode for mode in modes.MODES if modes.tunes(mode)] == ["max-autotune", "max-autotune-no-cudagraphs"]
 
 
 def test_rows_of_a_call() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from qpass.formats import Format
 from qpass.lowering.cuda import tiles
+from qpass.lowering.cuda.kernels import grouped, integers, scale_place
+from qpass.lowering.cuda.ops import _four_bit
 from qpass.lowering.triton.compile_only import Built, compile_for
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
 from qpass.lowering.triton.fp8_block import fp8_block_kernel
@@ -15,38 +18,48 @@ from qpass.lowering.triton.w4a16 import w4a16_kernel
 
 TYPES = {
     **dict.fromkeys(("M", "N", "K", "stride_x", "stride_w", "stride_out", "rows"), "i32"),
-    "x_scale": "*fp32", "x_zero": "*i32", "packed": "*i8", "zero": "*u8", "bias": "*bf16", "out": "*bf16",
+    "x_scale": "*fp32", "x_zero": "*i32", "packed": "*i8", "meta": "*i32", "bias": "*bf16", "out": "*bf16",
+    "branch": "*bf16", "up": "*i8", "up_scale": "*fp32",
     "workspace": "*fp32", "counters": "*i32", "tables": "*i32", "factor": "*fp32", "scale": "*bf16", "sums": "*fp32",
 }  # fmt: skip
 
 
 @functools.cache
 def built(
-    name: str, bucket: int | None, target: str = "sm_90", group: int = 128, real: bool = False, near: int = 0
+    name: str, bucket: int | None, target: str = "sm_90", group: int = 128, real: bool = False, signed: bool = False,
+    rank: int = 0, tile: tiles.Tile | None = None,
 ) -> tuple[Built, int]:
     """(the kernel ``name`` with the tile of a bucket, the weights of one round of its loop)."""
-    kernel, table, types, constants = _kind(name, group, real, target)
-    tile = tiles.tile(table, bucket, warp_groups=target == "sm_90")
+    kernel, table, types, constants = _kind(name, group, real, signed, target)
+    tile = tile or tiles.tile(table, bucket, warp_groups=target == "sm_90")
     constants |= {
         "SPLITS": 1 if bucket is None else 4, "HAS_BIAS": True, "EVEN_K": True, "BM": tile.bm, "BN": tile.bn,
-        "STAGES": tile.stages, "KW": near or (2 if target == "sm_90" else 4),
+        "STAGES": tile.stages, "RANK": rank, "PADDED": max(16, rank), "INT8_UP": True,
     }  # fmt: skip
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     made = compile_for(kernel, {**TYPES, **types}, constants, target, warps=tile.warps)
     return made, tile.bn * constants.get("BK", 128)
 
 
-def _kind(name: str, group: int, real: bool, target: str) -> tuple[Any, Any, dict[str, str], dict[str, Any]]:
+def _kind(
+    name: str, group: int, real: bool, signed: bool, target: str
+) -> tuple[Any, Any, dict[str, str], dict[str, Any]]:
     asm = target.startswith("sm_")
-    packed = {} if asm else {"packed": "*i32"}
-    four = {"GROUP": group, "BK": 64 if group == 32 else 128, "ASM": asm}
+    elements = "*i8" if name == "w4a8_fp8" else "*i16"
+    packed = {"packed": elements if asm else "*i32"}
+    fmt = Format.parse(f"int4:{f'g{group}' if group else 'channel'}:{'sym' if signed else 'asym'}")
+    order = {"w4a16": "bf16", "w4a8_int8": integers(fmt)}.get(name, "lut")
+    layout = grouped(fmt, order).layout
+    four = {"GROUP": group, "BK": layout.block, "ASM": asm, "SCALE": scale_place(fmt), "SIGNED": signed,
+            "JOINED": target == "sm_90" and 4 * group != layout.block}
+    table = _four_bit(layout, group)
     fp8 = "*fp8e4nv" if asm else "*fp8e4b8"
     if name == "w4a16":
-        return w4a16_kernel, tiles.FOUR_BIT, {"x": "*bf16", **packed}, four
+        kinds = {"x": "*bf16", **packed} | ({} if group else {"scale": "*fp32"})
+        return w4a16_kernel, table, kinds, four
     if name == "w4a8_int8":
-        wide = {"BK": 256} if group in (0, 128) else {}
         kinds = {"x": "*i8", **packed} | ({} if group else {"scale": "*fp32", "workspace": "*i32"})
-        return w4a8_int8_kernel, tiles.WIDE_BLOCK, kinds, {**four, **wide, "ZERO": True}
+        return w4a8_int8_kernel, table, kinds, {**four, "ZERO": True}
     if name == "w4a8_fp8":
         kinds = {"x": "*fp8e4nv", "choice": "*fp16" if real else "*u8", **packed}
         return w4a8_fp8_kernel, tiles.FOUR_BIT, kinds, {**four, "REAL": real}

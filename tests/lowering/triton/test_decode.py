@@ -19,20 +19,22 @@ GROUPS = np.arange(16, dtype=np.uint32)
 
 
 def words_of(order: str) -> tuple[np.ndarray, np.ndarray]:
-    """(words, their codes [8, words]: the low half's four, then the high half's): each code among many others."""
+    """(words [U, n] of n units, their codes [P · KW, n], part by part): each code among many others."""
+    layout = Layout(64 if order == "lut" else 128, order)
+    block, parts, near = layout.block, layout.parts, layout.neighbors
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (16, 64 * 64), dtype=torch.uint8, generator=generator)
-    codes[:, 0:64], codes[:, 64:128] = 0, 15
-    codes[:, 128:192] = torch.arange(16, dtype=torch.uint8)[:, None]
-    layout = Layout(64, 4, order)
-    words = pack(codes, layout)[:, 0].numpy().view(np.uint32)  # [64 blocks, chunk, row 8, lane, J / half] words
-    cut = codes.view(2, 8, 64, 2, 2, 4, 4)  # half (row + 8), row, block, low or high, J, lane, neighbor
-    each = cut.permute(3, 6, 2, 1, 5, 4, 0)  # low or high, neighbor | block, row, lane, J, half
-    return words.reshape(-1), each.reshape(8, -1).numpy()
+    codes = torch.randint(0, 16, (16, 32 * block), dtype=torch.uint8, generator=generator)
+    codes[:, 0:block], codes[:, block : 2 * block] = 0, 15
+    codes[:, 2 * block : 3 * block] = torch.arange(16, dtype=torch.uint8)[:, None]
+    words = pack(codes, layout)[:, 0].numpy().view(np.uint32)  # [32 blocks, chunk, row 8, lane, J, half, U]
+    # half (row + 8), row, block, part, chunk, J, lane, neighbor
+    cut = codes.view(2, 8, 32, parts, block // 64, 16 // (parts * near), 4, near)
+    each = cut.permute(3, 7, 2, 4, 1, 6, 5, 0)  # part, neighbor | block, chunk, row, lane, J, half
+    return words.reshape(-1, parts * near // 8).T, each.reshape(parts * near, -1).numpy()
 
 
 def decoded(name: str, inputs: list[np.ndarray], **options: object) -> list[np.ndarray]:
-    """The decoder's output registers for its distinct inputs: the word first."""
+    """The decoder's output registers for its distinct inputs, in the order in which it reads them."""
     block = inline_blocks(built(name, 16, **options)[0].assembly)[0]
     written, read = operands(block)
     assert len(read) == len(inputs)
@@ -40,37 +42,41 @@ def decoded(name: str, inputs: list[np.ndarray], **options: object) -> list[np.n
     return [after[name] for name in written]
 
 
+def int8_values(registers: list[np.ndarray]) -> np.ndarray:
+    return np.stack([(reg >> np.uint32(8 * i)).astype(np.uint8).view(np.int8) for reg in registers for i in range(4)])
+
+
 def test_bf16_codes() -> None:
-    words, codes = words_of("bf16")
+    (words,), codes = words_of("bf16")
     for zero in range(16):
-        minus = np.full_like(words, (0xC300 | zero) * 0x10001)
-        found = decoded("w4a16", [words, minus, minus], group=64)
+        zeros = [(zero + 5 * part) % 16 for part in range(4)]  # each part is a group
+        metas = [np.full_like(words, 0x12340000 | 0xC300 | value) for value in zeros]  # whatever the scale is
+        found = decoded("w4a16", [*metas, words], group=64)
         values = np.stack([bf16((reg >> np.uint32(half)) & np.uint32(0xFFFF)) for reg in found for half in (0, 16)])
-        assert np.array_equal(values, codes.astype(np.float32) - zero)
-
-
-def test_each_half_has_its_own_zero_point() -> None:
-    words, codes = words_of("plain")
-    plus, plus2 = (np.full_like(words, (128 - zero) * 0x01010101) for zero in (3, 11))
-    values = np.stack([(reg >> np.uint32(8 * i)).astype(np.uint8).view(np.int8)
-                       for reg in decoded("w4a8_int8", [words, plus, plus2], group=64) for i in range(4)])  # fmt: skip
-    assert np.array_equal(values[:4], codes[:4].astype(int) - 3)
-    assert np.array_equal(values[4:], codes[4:].astype(int) - 11)
+        taken = np.repeat(zeros, 2)[:, None]
+        assert np.array_equal(values, codes.astype(np.float32) - taken)
 
 
 def test_int8_codes() -> None:
     words, codes = words_of("plain")
     for zero in range(16):
-        plus = np.full_like(words, (128 - zero) * 0x01010101)
-        found = decoded("w4a8_int8", [words, plus, plus], group=64)
-        values = np.stack([(reg >> np.uint32(8 * i)).astype(np.uint8).view(np.int8) for reg in found for i in range(4)])
-        assert np.array_equal(values, codes.astype(int) - zero)
+        zeros = [(zero + 5 * part) % 16 for part in range(4)]
+        metas = [np.full_like(words[0], 0x12340000 | 128 - value) for value in zeros]
+        found = decoded("w4a8_int8", [*metas, *words], group=64)
+        taken = np.repeat(zeros, 4)[:, None]
+        assert np.array_equal(int8_values(found), codes.astype(int) - taken)
+
+
+def test_signed_codes() -> None:
+    words, codes = words_of("signed")
+    values = int8_values(decoded("w4a8_int8", [*words], signed=True))
+    assert np.array_equal(values, 16 * np.where(codes < 8, codes.astype(int), codes.astype(int) - 16))
 
 
 @pytest.mark.parametrize("text", ["e2m1:g256:sym:m2", "e3m0:g256:sym:m2", "int4:g256:sym:m2"])
 def test_fp8_codes_are_the_bytes_of_the_exact_cast(text: str) -> None:
     fmt = Format.parse(text)
-    words, codes = words_of("lut")
+    (words,), codes = words_of("lut")
     tables = weights.tables(fmt).numpy().view(np.uint32)
     exact = shift_cast.table(fmt, "e4m3")
     for row, expected in enumerate(exact):

@@ -22,10 +22,9 @@ KERNELS = {"int8": grouped_eight_bit_kernel, "fp8": grouped_eight_bit_kernel, "w
 @functools.cache
 def built(name: str, bucket: int | None, target: str = "sm_90") -> tuple[Built, int]:
     """(the kernel with the tile of a bucket, for up to 255 experts; the weights of one round of its loop)."""
-    _, table, types, constants = _kind(name, 128, False, target)
+    _, table, types, constants = _kind(name, 128, False, False, target)
     kernel, tile = KERNELS[name], tiles.tile(table, bucket, warp_groups=target == "sm_90")
-    constants |= {"EVEN_K": True, "BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages, "ET": 256,
-                  "KW": 2 if target == "sm_90" else 4}  # fmt: skip
+    constants |= {"EVEN_K": True, "BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages, "ET": 256}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     ragged = ("M", "E", "tiles_m", "groups")
     types = {**TYPES, "offsets": "*i32", **dict.fromkeys(ragged, "i32"), **types}

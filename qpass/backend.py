@@ -34,7 +34,7 @@ from qpass.passes.plan import unreached
 from qpass.recipe import Recipe
 from qpass.stages import check
 
-_OPTIONS = ("recipe", "target", "allow_unmatched")
+_OPTIONS = ("recipe", "target", "mode", "allow_unmatched")
 _log = logging.getLogger("qpass.backend")
 _compiled: list[weakref.ref[CompiledGraph]] = []
 
@@ -45,8 +45,9 @@ def qpass_backend(
     """Compile one graph of Dynamo's. Registered by entry point as the backend ``qpass``.
 
     Args:
-        options: ``recipe`` (required, as in ``qpass.compile``), ``target`` (``cpu``), and ``allow_unmatched`` (False).
-        mode: as in ``qpass.compile``, for the target ``cuda``.
+        options: ``recipe`` (required, as in ``qpass.compile``), ``target`` (``cpu``), ``mode`` (as in
+            ``qpass.compile``), and ``allow_unmatched`` (False).
+        mode: must be left out: ``torch.compile`` takes either a mode or options, and a recipe is an option.
 
     Raises:
         RecipeError: an option or recipe that is not legal, or a line of the recipe that matches nothing.
@@ -127,9 +128,12 @@ def _read(options: Mapping[str, Any] | None, mode: Any) -> tuple[Recipe, Target,
         if name not in _OPTIONS:
             fix = nearest(str(name), _OPTIONS) or f"use {', '.join(_OPTIONS)}"
             raise RecipeError(f"unknown option {name!r} of the backend qpass", fix=fix)
+    if mode not in (None, "default"):
+        fix = f'pass options={{"recipe": ..., "mode": {mode!r}}}'
+        raise RecipeError(f"the backend qpass takes the mode {mode!r} as an option", fix=fix)
     if given.get("recipe") is None:
         raise RecipeError("the backend qpass needs a recipe", fix='pass options={"recipe": "w8a8-int8"}')
-    target = pipeline.load_target(given.get("target", "cpu"), mode)
+    target = pipeline.load_target(given.get("target", "cpu"), given.get("mode"))
     recipe = Recipe.parse(given["recipe"])
     check_data(recipe, None)  # a graph of the backend is compiled at its first call: there is no data yet
     return recipe, target, bool(given.get("allow_unmatched", False))

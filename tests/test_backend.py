@@ -206,6 +206,7 @@ def test_unmatched_lines(caplog: pytest.LogCaptureFixture) -> None:
     (None, 'needs a recipe.*options={"recipe": "w8a8-int8"}'),
     ({"recipe": "w8a8-int9"}, "use 'w8a8-int8'"),
     ({**W8A8, "targett": "cpu"}, "unknown option 'targett'.*use 'target'"),
+    ({**W8A8, "allow_unmached": True}, "use 'allow_unmatched'"),
 ])  # fmt: skip
 def test_illegal_options(options: Any, message: str) -> None:
     with raised("RecipeError", f".*{message}"):
@@ -213,8 +214,10 @@ def test_illegal_options(options: Any, message: str) -> None:
 
 
 def test_illegal_mode() -> None:
-    with raised("RecipeError", "the backend qpass has no mode 'reduce-overhead'"):
+    with raised("RecipeError", "the backend qpass takes the mode 'reduce-overhead' as an option"):
         torch.compile(Small().eval(), backend="qpass", mode="reduce-overhead")(torch.randn(3, 8))
+    with raised("InputError", "target reference has no mode 'reduce-overhead'"):
+        compiled(Small(), mode="reduce-overhead")(torch.randn(3, 8))
 
 
 def test_gradients_and_training_are_refused() -> None:

@@ -138,7 +138,7 @@ ERRORS = {
     "command": (["plann"], 2, "argument COMMAND: unknown 'plann'. Fix: use 'plan'."),
     "option": (["list", "--fast"], 2, "unrecognized arguments: --fast. Fix: see qpass --help."),
     "target": (["plan", "demo", "w8a16", "--target", "tpx"], 2,
-               "argument --target: unknown 'tpx'. Fix: use one of cpu, cuda, reference."),
+               "argument --target: unknown 'tpx'. Fix: use one of cpu, cuda, reference, rocm."),
     "tokens": (["demo", "--tokens", "0"], 2,
                "argument --tokens: invalid count of 1 or more value: '0'. Fix: see qpass demo --help."),
     "recipe": (["plan", "demo", "w8a8-int9"], 2, "unknown scheme 'w8a8-int9'. Fix: use 'w8a8-int8'."),

@@ -330,11 +330,9 @@ def _few_rows(
     run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, torch.int32)
     out = torch.empty(run.m, run.n, dtype=torch.int32, device=flat.device)
     found, there = torch.empty_like(k), zero is not None and sums is not None
-    kernel = wrap_triton(integer_linear_kernel) if flat.is_cuda else _on_cpu(integer_linear_kernel, flat)
-    kernel[run.grid](
+    run.of(integer_linear_kernel, flat)(
         flat, zero if there else m, m, k, weight, sums if there else mantissa, mantissa, shift, exponent, out, found,
         run.workspace, counters, run.m, run.n, run.k, run.k, run.k, run.n, ZERO=there, UP=up, BK=128,
-        **run.launched(flat),
     )  # fmt: skip
     return out, found
 

@@ -69,6 +69,47 @@ def _scores(q_tile, keys, s, half, S, least, UP: tl.constexpr, WIDTH: tl.constex
 
 
 @triton.jit
+def _least(
+    least, cache, half, token, live, keep, keep_t, keep_s, first, S,
+    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, KEEP: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """int32 [rows]: the least exponent of the keys or values from ``first`` on that a row may see, and of ``least``."""
+    s = first + tl.arange(0, BS)
+    seen = _seen(keep, token, live, s, S, keep_t, keep_s, CAUSAL, KEEP)
+    _, k = _scale(cache, s, half, S, WIDTH)
+    return tl.minimum(least, tl.min(tl.where(seen, k[None, :], NONE), 1))
+
+
+@triton.jit
+def _factor(m, source, live, scale_mantissa):
+    """(15 bits of a row's mantissa times the scale's, what was dropped)."""
+    product = tl.load(m + source, live, 1) * scale_mantissa
+    drop = msb(product) - 14
+    return rsh(product, drop), drop
+
+
+@triton.jit
+def _weigh(folded, v_tile, high, low):
+    """Sums with -folded · values added: its bytes are signed, ``high`` counts 256."""
+    low_part = (-folded << 24) >> 24
+    high_part = (-folded - low_part) >> 8
+    high = tl.dot(high_part.to(tl.int8), v_tile, high, out_dtype=tl.int32)
+    return high, tl.dot(low_part.to(tl.int8), v_tile, low, out_dtype=tl.int32)
+
+
+@triton.jit
+def _divided(high, low, total, folded_sum):
+    """(x int32 [rows, BV], what its exponent is above that of the values): sums by the sum of the numerators."""
+    total = tl.maximum(total, 1)
+    up = msb_wide(total) - 15
+    n = rsh_wide(total, up)
+    inverse = (((1 << 30) + (n >> 1)) // n).to(tl.int32)
+    narrow = tl.maximum(msb_wide(folded_sum) + 8 - 29, 0)
+    sums = -((high.to(tl.int64) << 8) + low.to(tl.int64))
+    return mul_shift(rsh_wide(sums, narrow[:, None]).to(tl.int32), inverse[:, None]), (up + 7 - narrow).to(tl.int32)
+
+
+@triton.jit
 def integer_attention_kernel(
     q, m, k, keys, values, keep, table, out, out_k, HEADS, T, S, key_b, key_h, key_t, value_b, value_h, value_t,
     keep_b, keep_t, keep_s, scale_mantissa, scale_exponent,
@@ -92,18 +133,11 @@ def integer_attention_kernel(
     keys += 2 * (far * key_b + tl.cast(head, tl.int64) * key_h)
     values += 2 * (far * value_b + tl.cast(head, tl.int64) * value_h)
     keep += far * keep_b
-    last = S
-    if CAUSAL:
-        last = tl.minimum(S, (tile * BM + BM - 1) // G + 1)
-
+    last = tl.minimum(S, (tile * BM + BM - 1) // G + 1) if CAUSAL else S
     least_k, least_v = tl.full((BM,), NONE, tl.int32), tl.full((BM,), NONE, tl.int32)
     for first in tl.range(0, last, BS, num_stages=1):
-        s = first + tl.arange(0, BS)
-        seen = _seen(keep, token, live, s, S, keep_t, keep_s, CAUSAL, KEEP)
-        _, key_k = _scale(keys, s, key_t, S, D)
-        _, value_k = _scale(values, s, value_t, S, DV)
-        least_k = tl.minimum(least_k, tl.min(tl.where(seen, key_k[None, :], NONE), 1))
-        least_v = tl.minimum(least_v, tl.min(tl.where(seen, value_k[None, :], NONE), 1))
+        least_k = _least(least_k, keys, key_t, token, live, keep, keep_t, keep_s, first, S, D, CAUSAL, KEEP, BS)
+        least_v = _least(least_v, values, value_t, token, live, keep, keep_t, keep_s, first, S, DV, CAUSAL, KEEP, BS)
 
     top = tl.full((BM,), LEAST, tl.int32)
     for first in tl.range(0, last, BS, num_stages=1):
@@ -112,12 +146,9 @@ def integer_attention_kernel(
         a = _scores(q_tile, keys, s, key_t, S, least_k, UP, D, BD)
         top = tl.maximum(top, tl.max(tl.where(seen, a, LEAST), 1))
 
-    product = tl.load(m + source, live, 1) * scale_mantissa
-    drop = msb(product) - 14
-    factor = rsh(product, drop)
+    factor, drop = _factor(m, source, live, scale_mantissa)
     places = tl.load(k + source, live, 0) + scale_exponent - drop + least_k + UP - 30
 
-    v = tl.arange(0, BV)
     high, low = tl.zeros((BM, BV), tl.int32), tl.zeros((BM, BV), tl.int32)
     total, folded_sum = tl.zeros((BM,), tl.int64), tl.zeros((BM,), tl.int64)
     for first in tl.range(0, last, BS, num_stages=1):
@@ -132,19 +163,9 @@ def integer_attention_kernel(
         folded = rsh_right(e * value_m[None, :], tl.maximum(8 + value_k[None, :] - least_v[:, None], 0))
         total += tl.sum(e, 1).to(tl.int64)
         folded_sum += tl.sum(folded, 1).to(tl.int64)
-        low_part = (-folded << 24) >> 24
-        high_part = (-folded - low_part) >> 8
-        v_tile = _codes(values, s, value_t, S, DV, BV)
-        high = tl.dot(high_part.to(tl.int8), v_tile, high, out_dtype=tl.int32)
-        low = tl.dot(low_part.to(tl.int8), v_tile, low, out_dtype=tl.int32)
+        high, low = _weigh(folded, _codes(values, s, value_t, S, DV, BV), high, low)
 
-    total = tl.maximum(total, 1)
-    up = msb_wide(total) - 15
-    n = rsh_wide(total, up)
-    inverse = (((1 << 30) + (n >> 1)) // n).to(tl.int32)
-    narrow = tl.maximum(msb_wide(folded_sum) + 8 - 29, 0)
-    sums = -((high.to(tl.int64) << 8) + low.to(tl.int64))
-    result = mul_shift(rsh_wide(sums, narrow[:, None]).to(tl.int32), inverse[:, None])
-    place = (far * T + token) * (HEADS * G) + query
+    result, above = _divided(high, low, total, folded_sum)
+    place, v = (far * T + token) * (HEADS * G) + query, tl.arange(0, BV)
     tl.store(out + place[:, None] * DV + v[None, :], result, live[:, None] & (v < DV)[None, :])
-    tl.store(out_k + place, least_v + (up + 7 - narrow).to(tl.int32), live)
+    tl.store(out_k + place, least_v + above, live)

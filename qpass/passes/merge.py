@@ -122,6 +122,8 @@ def _bias(node: fx.Node) -> Any:
 def _refusal(nodes: Sequence[fx.Node]) -> str:
     """Why linears of one kind stay apart, in words; empty if they merge."""
     first = nodes[0].meta["plan"]
+    if any(node.meta["plan"].branch for node in nodes):
+        return "a low-rank branch goes with its own linear, in one kernel"
     fmt = first.scheme.weight.plain
     rows = [node.meta["plan"].shape[0] for node in nodes]
     if reason := _scales_refuse(fmt, rows):

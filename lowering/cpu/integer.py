@@ -93,7 +93,8 @@ def _attention(
 
 
 def _refuses_norm(x: Tensor, *rest: Any) -> str | None:
-    return f"a norm over {x.shape[-1]} channels" if int(x.shape[-1]) > WIDEST else _mode(rest[-1])
+    mode = next((arg for arg in rest if isinstance(arg, str)), "precise")
+    return f"a norm over {x.shape[-1]} channels" if int(x.shape[-1]) > WIDEST else _mode(mode)
 
 
 def _norm_constants(x: Tensor, eps_mantissa: int, eps_exponent: int, center: bool) -> list[int]:

@@ -380,3 +380,9 @@ def test_without_the_instructions_the_meaning_is_used(monkeypatch: pytest.Monkey
     assert PROVIDERS["integer_quantize"].refuses(x, k, 8, True) == "this CPU lacks avx512_vnni"
     assert PROVIDERS["integer_linear"].refuses() == "this CPU lacks avx512_vnni"
     assert PROVIDERS["integer_rms_norm"].refuses(x, k, None, None, None, 1, 1, "precise") is not None
+
+
+def test_a_norm_of_another_mode_says_which() -> None:
+    x, k, channels = (torch.zeros(shape, dtype=torch.int32) for shape in ((2, 8), (2, 1), (4, 8)))
+    reason = integer.PROVIDERS["integer_rms_norm"].refuses(x, k, None, None, None, 1, 1, "paper", channels)
+    assert reason == "it computes mode precise, not paper"

@@ -6,8 +6,9 @@ why; whatever no kernel claims is the op's own meaning, which the target's compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Kernel:
         call: the computation. Called with the op's input tensors (for experts the offsets come last), the prepared
             weights by suffix, the bias, and the case; traced into the graph.
         parts: which of codes, scale, zero and outer ``call`` takes as they are; codes only if nothing was packed.
+        merges: linears that read the same values are better as one, with their weights one above the other.
     """
 
     name: str
@@ -58,6 +60,32 @@ class Kernel:
     prepare: Callable[[Mapping[str, str], Program, Case], dict[str, Derived]]
     call: Callable[..., Any]
     parts: tuple[str, ...] = ()
+    merges: bool = False
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """A number inside a kernel that its op's meaning does not have, so that the proof of the meaning does not cover it.
+
+    Attributes:
+        name: what is added up.
+        most: no |value| is larger, for the shapes and the context of a node.
+        bits: of its type with the sign: 32, 64, or 33 for 32 bits without a sign.
+    """
+
+    name: str
+    most: int
+    bits: int = 32
+
+    @property
+    def fits(self) -> bool:
+        """Whether ``most`` does, as either sign."""
+        return self.needed <= self.bits
+
+    @property
+    def needed(self) -> int:
+        """Bits that hold ``most`` and a sign."""
+        return self.most.bit_length() + 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,8 @@ class Provider:
         call: the computation, with the op's arguments; traced into the graph.
         prepare: called with the op's arguments, where a parameter is (name, fake tensor); what ``call`` wants to have
             packed, by keyword: the name and the value of a parameter.
+        accumulators: called with the most tokens that there can be, past and new, and the op's arguments (tensors are
+            fake): what has to fit, in a kernel whose results must be exact. One that does not is a refusal.
     """
 
     name: str
@@ -78,6 +108,7 @@ class Provider:
     refuses: Callable[..., str | None]
     call: Callable[..., Any]
     prepare: Callable[..., dict[str, tuple[str, Derived]]] | None = None
+    accumulators: Callable[..., Sequence[Accumulator]] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +169,19 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Packager:
+    """How a target writes a LOWERED program into a file, and runs it from there.
+
+    Attributes:
+        save: (program, path) -> the library that has the operators which the file calls; None if it calls none.
+        load: the file -> a function of flat tensors that gives a flat tuple.
+    """
+
+    save: Callable[[Program, Path], Path | None]
+    load: Callable[[Path], Callable[..., tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
 class Target:
     """A device and the kernels on it. ``build`` turns a LOWERED program into a module of flat inputs and outputs.
 
@@ -146,6 +190,7 @@ class Target:
     With ``regions`` the meaning of an integer op stays one node, a ``Region``, which the target compiles by itself.
     ``joins`` are applied to what the providers call, in their order; a function changes the graph that it is given.
     ``grouped``: the kernels of linears of many experts.
+    ``packager``: where a program can be written into a file that runs without qpass.
     """
 
     name: str
@@ -157,6 +202,7 @@ class Target:
     joins: tuple[Join | Siblings | Callable[[torch.fx.Graph], None], ...] = ()
     check: Callable[[], object] = lambda: None
     grouped: tuple[Kernel, ...] = ()
+    packager: Packager | None = None
 
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""

@@ -21,6 +21,7 @@ from qpass.graph.diff import diff
 from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.show import as_python, show
 from qpass.numerics import affine as _affine  # noqa: F401  before transformers, which imports torchao too
+from qpass.packaging import load_package, package
 from qpass.pipeline import capture, compile, plan, trace
 from qpass.ranges import integer_ranges
 from qpass.recipe import Recipe
@@ -53,6 +54,8 @@ __all__ = [
     "integer_guard",
     "integer_logits",
     "integer_ranges",
+    "load_package",
+    "package",
     "plan",
     "show",
     "sites",

@@ -46,7 +46,7 @@ def qpass_backend(
 
     Args:
         options: ``recipe`` (required, as in ``qpass.compile``), ``target`` (``cpu``), and ``allow_unmatched`` (False).
-        mode: must be left out; modes are Inductor's.
+        mode: as in ``qpass.compile``, for the target ``cuda``.
 
     Raises:
         RecipeError: an option or recipe that is not legal, or a line of the recipe that matches nothing.
@@ -127,11 +127,9 @@ def _read(options: Mapping[str, Any] | None, mode: Any) -> tuple[Recipe, Target,
         if name not in _OPTIONS:
             fix = nearest(str(name), _OPTIONS) or f"use {', '.join(_OPTIONS)}"
             raise RecipeError(f"unknown option {name!r} of the backend qpass", fix=fix)
-    if mode not in (None, "default"):
-        raise RecipeError(f"the backend qpass has no mode {mode!r}", fix="leave mode out")
     if given.get("recipe") is None:
         raise RecipeError("the backend qpass needs a recipe", fix='pass options={"recipe": "w8a8-int8"}')
-    target = pipeline.load_target(given.get("target", "cpu"))
+    target = pipeline.load_target(given.get("target", "cpu"), mode)
     recipe = Recipe.parse(given["recipe"])
     check_data(recipe, None)  # a graph of the backend is compiled at its first call: there is no data yet
     return recipe, target, bool(given.get("allow_unmatched", False))

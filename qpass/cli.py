@@ -35,6 +35,8 @@ from qpass.graph.show import as_python, show
 from qpass.listing import listing
 from qpass.loading import DTYPES, load_model, load_tokenizer
 from qpass.passes.calibrate import check_data
+from qpass.passes.kernel_sums import kernel_sums
+from qpass.ranges import integer_ranges
 from qpass.recipe import Recipe
 from qpass.stages import STAGES
 
@@ -55,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
                       "compile demo w8a8-int8 -o out --prompt 'The city of Paris is'", model=True))  # fmt: skip
     _show(command(commands, "show", show_, "print the program at one stage", "show demo w8a8-int8 --stage RAISED",
                    model=True))  # fmt: skip
+    proof = command(commands, "ranges", ranges, "print the proof that an integer-only program cannot overflow",
+                    "ranges demo int-only-w8a8 --set integer.context=512", model=True)  # fmt: skip
+    proof.add_argument("--full", action="store_true", help="every op, not the one of each value that comes nearest")
+    proof.add_argument("--context", metavar="N", type=count,
+                       help="bounds for 1 to N tokens (default: the recipe's context)")  # fmt: skip
     _diff(command(commands, "diff", diff_, "print what changed between two stages, or between two saved texts",
                    "diff demo w8a8-int8 NORMAL RAISED\n         python -m qpass diff old.txt new.txt"))  # fmt: skip
     _sites(command(commands, "sites", sites_, "say where a model may be re-scaled exactly, and where not and why",
@@ -129,6 +136,16 @@ def show_(args: argparse.Namespace) -> None:
     stage = _stage(args.stage)
     program = _trace(args, args.model, args.recipe, stage)[stage]
     print(as_python(program) if args.python else show(program, fold=not args.no_fold), end="")
+
+
+def ranges(args: argparse.Namespace) -> None:
+    """Print the bounds of the integer operators, and of what the target's kernels add up."""
+    if recipe_of(args, args.recipe).integer is None:
+        raise InputError(f"{args.recipe} leaves floats in the program, which have no such bounds",
+                         fix="use an integer-only recipe such as int-only-w8a8")  # fmt: skip
+    program = _trace(args, args.model, args.recipe, "INTEGER")["INTEGER"]
+    print(integer_ranges(program, args.context).text(full=args.full))
+    print(kernel_sums(program, pipeline.load_target(args.target)))
 
 
 def diff_(args: argparse.Namespace) -> None:

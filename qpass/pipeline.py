@@ -32,10 +32,12 @@ from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
 from qpass.passes.integerise import integerise
 from qpass.passes.lower import lower
-from qpass.passes.plan import Plan, plan_program, provided, summarise
+from qpass.passes.merge import merge
+from qpass.passes.plan import Plan, plan_program, summarise
+from qpass.passes.providers import provided
 from qpass.passes.quantise import quantise
 from qpass.passes.raise_ops import raise_ops
-from qpass.ranges import integer_ranges
+from qpass.ranges import integer_ranges, table_context
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
 from qpass.stages import STAGES, check
@@ -43,6 +45,7 @@ from qpass.stages import STAGES, check
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
 TARGETS = {
     "cpu": "qpass.lowering.cpu.target", "cuda": "qpass.lowering.cuda.target", "reference": "qpass.lowering.reference",
+    "rocm": "qpass.lowering.cuda.rocm",
 }  # fmt: skip
 
 Pass = tuple[str, Callable[[Program], Program]]
@@ -58,14 +61,34 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
     ]
     if recipe.integer is not None:
         return [*begin, ("INTEGER", partial(_integer, recipe.integer)), ("LOWERED", partial(_lower, target))]
-    return [*begin, ("QUANTISED", quantise), ("FUSED", fuse), ("LOWERED", partial(lower, providers=target.providers))]
+    return [*begin, ("QUANTISED", quantise), ("FUSED", _fuse), ("LOWERED", partial(lower, providers=target.providers))]
+
+
+def _fuse(program: Program) -> Program:
+    """``fuse``, and linears that read the same values as one where their kernels are better for it."""
+    return merge(check(fuse(program)))
 
 
 def _integer(options: Integer, program: Program) -> Program:
-    """``integerise``, and a proof that nothing in the result wraps within its context."""
+    """``integerise``, and a proof that nothing in the result wraps within its context, which the recipe or a table of
+    the model sets."""
     made = check(integerise(program, options))
+    if options.context is None and made.call is not None:
+        most = table_context(made, options.positions)
+        if 0 < most < options.positions:
+            made = check(integerise(program, replace(options, context=most)))
     integer_ranges(made)
     return made
+
+
+def _tokens(options: Integer | None, program: Program) -> str:
+    """A line of the plan."""
+    most = getattr(program.call, "context", 0)
+    assert options is not None
+    why = "as the recipe says" if options.context else "the default"
+    if most < options.positions:
+        why = f"as many positions as the model's table has; the default is {options.positions}"
+    return f"context: 1 to {most} tokens, past and new ({why})"
 
 
 def _lower(target: Target, program: Program) -> Program:
@@ -88,6 +111,8 @@ class Trace:
     plan: Plan | None = None
 
     def __getitem__(self, stage: str) -> Program:
+        if stage not in self.stages:
+            raise InputError(f"there is no stage {stage!r} of this recipe", fix=f"use one of {', '.join(self.stages)}")
         return self.stages[stage]
 
 
@@ -120,9 +145,9 @@ def run(
             solved = summarise(program, recipe, target)
             saved = solved.bytes_after - solved.bytes_before
             trace.plan = replace(trace.plan, choices=solved.choices, methods=method_lines(program, recipe),
-                                 bytes_after=trace.plan.bytes_before + saved)  # fmt: skip
+                                 bytes_after=trace.plan.bytes_before + saved, merges=solved.merges)  # fmt: skip
         if stage == "INTEGER" and trace.plan is not None:
-            trace.plan = replace(trace.plan, ops=provided(program, target))
+            trace.plan = replace(trace.plan, ops=(_tokens(recipe.integer, program), *provided(program, target)))
         if progress:
             progress(stage)
         if stage == until:
@@ -206,6 +231,7 @@ def sites(
 def compile(
     model: nn.Module, recipe: RecipeLike, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
     target: str = "cpu", dynamic_shapes: Any = None, calibration: Iterable[Any] | None = None, progress: Any = None,
+    mode: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """A quantized copy of ``model`` that is called as the model is; the model itself is not changed.
 
@@ -215,13 +241,15 @@ def compile(
         model: in eval mode. A Hugging Face causal LM keeps ``generate()``; an encoder keeps its outputs.
         recipe: a scheme's name such as ``w8a8-int8``, a file, a dict, or a ``Recipe``.
         args, kwargs: example inputs; not needed for Hugging Face language models and encoders.
-        target: ``cpu``, ``cuda`` (or ``cuda:sm_80`` for a GPU that is not here), or ``reference`` (any device, the
-            oracle).
+        target: ``cpu``, ``cuda`` (or ``cuda:sm_80`` for a GPU that is not here), ``rocm``, or ``reference`` (any
+            device, the oracle).
         dynamic_shapes: as torch.export takes it.
         calibration: batches for the methods of the recipe that look at data: each is what the model is called with, a
             dict of keywords, a tuple of arguments, or a tensor of token ids. An iterator that several methods need is
             held as a list.
         progress: called with the name of each stage reached.
+        mode: of ``torch.compile``, for ``cuda``: ``reduce-overhead`` and ``max-autotune`` record CUDA graphs of steps
+            of up to 64 rows, which pays where sizes come back.
 
     Returns:
         A module with the user's interface. ``.qpass_plan`` has the plan, ``.qpass_seconds`` the time of each step.
@@ -230,19 +258,21 @@ def compile(
         InputError, RecipeError, CaptureError, UnsupportedError, NumericsError: see ``qpass.errors``. The model is left
         as it was.
     """
-    load_target(target).check()
+    load_target(target, mode).check()
     result = trace(
         model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes, calibration=calibration,
         progress=progress,
     )  # fmt: skip
-    return build(model, result, target=target, progress=progress)
+    return build(model, result, target=target, progress=progress, mode=mode)
 
 
-def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any = None) -> nn.Module:
+def build(
+    model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any = None, mode: str | None = None
+) -> nn.Module:
     """The runnable module of a trace that has reached LOWERED; ``compile`` is ``trace``, then this."""
     lowered = result["LOWERED"]
     start = time.perf_counter()
-    runner = load_target(target).build(lowered)
+    runner = load_target(target, mode).build(lowered)
     result.seconds["build"] = time.perf_counter() - start
     if progress:
         progress("built")
@@ -251,14 +281,19 @@ def build(model: nn.Module, result: Trace, *, target: str = "cpu", progress: Any
     return compiled
 
 
-def load_target(name: str) -> Target:
+def load_target(name: str, mode: str | None = None) -> Target:
     """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
     base, _, option = name.partition(":")
     if base not in TARGETS:
         raise InputError(f"unknown target {name!r}", fix=f"use one of {', '.join(TARGETS)}")
     module = importlib.import_module(TARGETS[base])
-    if option and not hasattr(module, "configured"):
+    if hasattr(module, "configured"):
+        found = module.configured(option, mode)
+    elif option:
         raise InputError(f"target {base} takes no {option!r}", fix=f'use target="{base}"')
-    found = module.configured(option) if hasattr(module, "configured") else module.target
+    elif mode not in (None, "default"):
+        raise InputError(f"target {base} has no mode {mode!r}", fix="leave mode out; modes are for cuda")
+    else:
+        found = module.target
     assert isinstance(found, Target)
     return found

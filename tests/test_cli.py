@@ -28,7 +28,7 @@ from qpass.sites.site import Site
 from tests.sites import written
 
 GOLDEN = Path(__file__).parent / "golden" / "list.txt"
-COMMANDS = ("demo", "plan", "compile", "show", "diff", "sites", "plot", "compare-formats", "list")
+COMMANDS = ("demo", "plan", "compile", "show", "diff", "ranges", "sites", "plot", "compare-formats", "list")
 FAST = ["--target", "reference"]
 
 
@@ -351,6 +351,21 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     one = torch.arange(4.0)
     write_tensors(tmp_path / "a.safetensors", {"a": one, "b": one, "c": one[1:]}, {"recipe": "x"})
     assert torch.equal(load_file(tmp_path / "a.safetensors")["c"], one[1:])
+
+
+def test_ranges_prints_the_proof(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ranges", model, "int-only-w8a8", "--set", "integer.context=40"]
+    assert main([*words, *FAST]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("bounds for 1 to 40 tokens\n") and "lm_head.whole" in out and " of 32\n" in out
+    assert out.endswith("target reference: no kernel has sums of its own\n")
+    assert main([*words, "--context", "33", "--full", "--target", "cpu"]) == 0
+    full = capsys.readouterr().out
+    assert full.startswith("bounds for 1 to 33 tokens\n") and full.count("lm_head.whole") > 5 < full.count(" of 64\n")
+    if kernels.available() is None:
+        assert "sums of the kernels of target cpu" in full and "low bytes of weights times values" in full
+    assert main(["ranges", model, "w8a8-int8", *FAST]) == 2
+    assert "w8a8-int8 leaves floats in the program" in capsys.readouterr().err
 
 
 def test_sites_prints_the_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Ops of integer-only programs by our own C++: the same bits as the meanings, row by row.
 
-Which op is joined with which is said in ``JOINS``: a step and the requantization behind it are one visit to a row.
+Which op is joined with which is said in ``JOINS``: a step and the requantization behind it are one visit to a row. What
+a kernel adds up is in ``integer_sums``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from qpass.graph.program import Derived
 from qpass.lowering import Join, Provider, Siblings
+from qpass.lowering.cpu import integer_sums as sums_of
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.heads import join_heads
 from qpass.lowering.cpu.kernels_integer import pack_table
@@ -167,12 +169,15 @@ PROVIDERS: dict[str, Provider] = {
     "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
     "integer_embedding": Provider("inductor.gather", "its meaning, compiled", lambda *args: None, embedding),
     "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),
-    "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear),
-    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS),
-    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
-    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm),
-    "integer_activation": _provider("integer_activation", _refuses_activation, _activation),
-    "integer_gated": _provider("integer_gated", _refuses_gated, _gated),
+    "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear,
+                                accumulators=sums_of.linear),
+    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS,
+                                   accumulators=sums_of.attention),
+    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm, accumulators=sums_of.norm),
+    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm, accumulators=sums_of.layer_norm),
+    "integer_activation": _provider("integer_activation", _refuses_activation, _activation,
+                                    accumulators=sums_of.activation),
+    "integer_gated": _provider("integer_gated", _refuses_gated, _gated, accumulators=sums_of.activation),
     "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
     "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
     **{name: _provider(name, _always, _plain(name))

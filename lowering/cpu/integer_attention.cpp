@@ -11,6 +11,8 @@ namespace qpass_cpu {
 namespace {
 
 constexpr int64_t kTile = 8;  // rows that share a visit to the keys
+// Blocks of 16 keys after which sums of values are widened: 255 * 127 * 2^16 is below 2^31, as integer_sums.py says.
+constexpr int64_t kChunk = 1 << 12;
 
 constexpr int64_t up_to(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
@@ -36,6 +38,21 @@ struct Row {
   int32_t* out_k;
   int32_t c_mantissa, c_exponent;
   int64_t total, folded;
+};
+
+// Sums of 64 channels in 64 bits, 256 high + low: vector j, half h of it.
+struct WideSums {
+  __m512i at[4][2];
+  QPASS_INLINE_MEMBER void add(const __m512i* high, const __m512i* low) {
+    for (int j = 0; j < 4; ++j) {
+      at[j][0] = _mm512_add_epi64(at[j][0], both(_mm512_castsi512_si256(high[j]), _mm512_castsi512_si256(low[j])));
+      at[j][1] = _mm512_add_epi64(
+          at[j][1], both(_mm512_extracti64x4_epi64(high[j], 1), _mm512_extracti64x4_epi64(low[j], 1)));
+    }
+  }
+  static QPASS_INLINE_MEMBER __m512i both(__m256i high, __m256i low) {
+    return _mm512_add_epi64(_mm512_slli_epi64(_mm512_cvtepi32_epi64(high), 8), _mm512_cvtepi32_epi64(low));
+  }
 };
 
 // One key head of one batch row: its keys and values packed once, then tile after tile of rows.
@@ -271,12 +288,17 @@ class Head {
 
   template <int kRows>
   void columns(int64_t r, int64_t c, const Span& span) {
-    a_.dv - c <= 32 ? narrow_products<kRows>(r, c, span) : products<kRows>(r, c, span);
+    WideSums wide[kRows] = {};
+    for (int64_t first = span.first; first < span.last; first += kChunk) {
+      const Span chunk{first, min64(first + kChunk, span.last)};
+      a_.dv - c <= 32 ? narrow_products<kRows>(r, c, chunk, wide) : products<kRows>(r, c, chunk, wide);
+    }
+    for (int i = 0; i < kRows; ++i) finish(rows_[r + i], c, wide[i]);
   }
 
   // The same for the last 32 channels or fewer, which are in the lower half of each vector.
   template <int kRows>
-  void narrow_products(int64_t r, int64_t c, const Span& span) {
+  void narrow_products(int64_t r, int64_t c, const Span& span, WideSums* wide) {
     const int64_t keys = blocks_ * 16;
     __m256i high[kRows][4], low[kRows][4];
     for (int i = 0; i < kRows; ++i)
@@ -301,13 +323,13 @@ class Head {
         wide_high[j] = _mm512_zextsi256_si512(high[i][j]);
         wide_low[j] = _mm512_zextsi256_si512(low[i][j]);
       }
-      finish(rows_[r + i], c, wide_high, wide_low);
+      wide[i].add(wide_high, wide_low);
     }
   }
 
   // Channels c to c + 64 of weights times values for kRows rows.
   template <int kRows>
-  void products(int64_t r, int64_t c, const Span& span) {
+  void products(int64_t r, int64_t c, const Span& span, WideSums* wide) {
     const int64_t keys = blocks_ * 16;
     __m512i high[kRows][4], low[kRows][4];
     for (int i = 0; i < kRows; ++i)
@@ -327,11 +349,11 @@ class Head {
         }
       }
     }
-    for (int i = 0; i < kRows; ++i) finish(rows_[r + i], c, high[i], low[i]);
+    for (int i = 0; i < kRows; ++i) wide[i].add(high[i], low[i]);
   }
 
   // Sums of 64 bits, brought to 30 bits and divided by the sum of the numerators.
-  void finish(const Row& row, int64_t c, const __m512i* high, const __m512i* low) const {
+  void finish(const Row& row, int64_t c, const WideSums& sums) const {
     const int64_t total = row.total < 1 ? 1 : row.total, places = msb64(total) - 15, n = rsh64(total, places);
     const int64_t inverse = ((int64_t{1} << 30) + (n >> 1)) / n, wide = msb64(row.folded) + 8 - 29;
     const int64_t drop = wide > 0 ? wide : 0;
@@ -339,9 +361,7 @@ class Head {
     const __m512i factor = all(static_cast<int32_t>(inverse));
     __m512i x[4];
     for (int j = 0; j < 4; ++j) {
-      const __m256i halves[2] = {
-          dropped(_mm512_castsi512_si256(high[j]), _mm512_castsi512_si256(low[j]), drop),
-          dropped(_mm512_extracti64x4_epi64(high[j], 1), _mm512_extracti64x4_epi64(low[j], 1), drop)};
+      const __m256i halves[2] = {dropped(sums.at[j][0], drop), dropped(sums.at[j][1], drop)};
       x[j] = mul_shift(_mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1), factor);
     }
     // vector j, lane l has channels 16 l + 4 j: a transpose of 4 x 4 lanes
@@ -352,9 +372,8 @@ class Head {
     for (int j = 0; j < 4; ++j) _mm512_mask_storeu_epi32(row.out + c + 16 * j, first16(a_.dv - c - 16 * j), out[j]);
   }
 
-  // RSH(256 high + low, drop) in 64 bits.
-  static __m256i dropped(__m256i high, __m256i low, int64_t drop) {
-    __m512i v = _mm512_add_epi64(_mm512_slli_epi64(_mm512_cvtepi32_epi64(high), 8), _mm512_cvtepi32_epi64(low));
+  // RSH(v, drop) in 64 bits.
+  static __m256i dropped(__m512i v, int64_t drop) {
     if (drop == 0) return _mm512_cvtepi64_epi32(v);
     const __m512i carry = _mm512_and_si512(_mm512_sra_epi64(v, _mm_cvtsi64_si128(drop - 1)), _mm512_set1_epi64(1));
     return _mm512_cvtepi64_epi32(_mm512_add_epi64(_mm512_sra_epi64(v, _mm_cvtsi64_si128(drop)), carry));

@@ -6,18 +6,24 @@ The kernels are our own C++ where the processor has AVX-512 VNNI; elsewhere ATen
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
-from qpass.lowering import Region, Target
+from qpass.lowering import Packager, Region, Target
+from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.cpu.attention import ATTENTION
+from qpass.lowering.cpu.build import load_library
 from qpass.lowering.cpu.experts import EXPERTS
 from qpass.lowering.cpu.integer import JOINS, PROVIDERS
 from qpass.lowering.cpu.linears import INT4, INT8, INT8_WEIGHT
 from qpass.lowering.inductor.compile import Compiled
+from qpass.lowering.inductor.package import load, package_program
 from qpass.lowering.inductor.regions import Regions
 from qpass.lowering.reference import DEQUANTIZE
 
@@ -28,7 +34,19 @@ def _build(program: Program) -> torch.nn.Module:
     return Regions(program) if any(isinstance(node.target, Region) for node in program.nodes()) else Compiled(program)
 
 
-target = Target(
-    "cpu", KERNELS, _build, device="cpu", providers={"attention": ATTENTION, **PROVIDERS}, regions=True, joins=JOINS,
-    grouped=EXPERTS,
-)  # fmt: skip
+def _save(program: Program, path: Path) -> Path | None:
+    if any(isinstance(node.target, Region) for node in program.nodes()):
+        raise UnsupportedError("an integer-only program is compiled op by op, and a package holds one graph",
+                               fix="use qpass.compile for it, or package a recipe such as w8a8-int8")  # fmt: skip
+    package_program(program, path)
+    return Path(load_library()) if any("qpass_cpu" in str(node.target) for node in program.nodes()) else None
+
+
+def _load(path: Path) -> Callable[..., tuple[Any, ...]]:
+    if kernels.available() is None:
+        kernels.load()
+    return load(path)
+
+
+target = Target("cpu", KERNELS, _build, device="cpu", providers={"attention": ATTENTION, **PROVIDERS}, regions=True,
+                joins=JOINS, grouped=EXPERTS, packager=Packager(_save, _load))  # fmt: skip

@@ -44,7 +44,7 @@ def _unpacks(capability: Capability) -> str | None:
     """Why packed words cannot be unpacked here; a version of Triton that is not known is tried, once."""
     if reason := capability.refusal or missing():
         return reason
-    if version("triton").startswith(CHECKED_TRITON):
+    if capability.amd or version("triton").startswith(CHECKED_TRITON):
         return None
     order = importlib.import_module("qpass.lowering.triton.register_order")
     found: str | None = order.differs(str(capability), capability.neighbors)
@@ -90,17 +90,13 @@ def _refuses_fp8(case: Case, capability: Capability) -> str | None:
         return OTHER_KIND
     if not _plain_channel(case.scheme.weight, "e4m3"):
         return "it takes e4m3:channel:sym weights"
-    return _without_fp8(capability) or capability.refusal or missing()
-
-
-def _without_fp8(capability: Capability) -> str | None:
-    return None if capability.fp8 else f"{capability} has no FP8 dot: that begins with sm_89"
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _refuses_block(case: Case, capability: Capability) -> str | None:
     if (case.scheme.weight, case.scheme.input) != (Format.parse("fp8-block"), Format.parse("fp8-group")):
         return OTHER_KIND
-    return _without_fp8(capability) or capability.refusal or missing()
+    return capability.without_fp8 or capability.refusal or missing()
 
 
 def _odd_groups(fmt: Format) -> str | None:
@@ -121,7 +117,14 @@ def _four_bit(case: Case, capability: Capability) -> str | None:
 def _refuses_w4a16(case: Case, capability: Capability) -> str | None:
     if case.scheme.input is not None or case.scheme.weight.element != "int4":
         return OTHER_KIND
+    if missing() is None and not compiles_bf16(capability):
+        return f"Triton {version('triton')} does not compile its kernel for {capability}: that begins with 3.7"
     return _four_bit(case, capability)
+
+
+def compiles_bf16(capability: Capability) -> bool:
+    """Whether Triton compiles the unpacking to bfloat16: 3.6 fails for AMD."""
+    return not (capability.amd and version("triton").startswith("3.6."))
 
 
 def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
@@ -140,7 +143,7 @@ def _refuses_w4a8_fp8(case: Case, capability: Capability) -> str | None:
         return "it takes codes of a sign and three bits: sym, without zero points"
     if fmt.scale_kind.outer == "tensor":
         return f"it takes no scales of {fmt.scale}"
-    return _odd_groups(fmt) or _without_fp8(capability) or _unpacks(capability)
+    return _odd_groups(fmt) or capability.without_fp8 or _unpacks(capability)
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -149,12 +152,8 @@ def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _counters(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
     size = tiles.counters(padded_rows(case.out_features))
-    made = functools.partial(_zeros, size=size)
+    made = functools.partial(weights.zeros, size=size)
     return {"counters": Derived((names["codes"],), made, _meta((size,), torch.int32))}
-
-
-def _zeros(codes: Tensor, *, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.int32, device=codes.device)
 
 
 def _plain(names: Mapping[str, str], case: Case) -> dict[str, Derived]:
@@ -322,7 +321,8 @@ def kernels(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability."""
 
     def made(name: str, rows: str, refuses: Any, prepare: Any, call: Any, parts: tuple[str, ...] = ()) -> Kernel:
-        return Kernel(f"cuda.{name}", rows, functools.partial(refuses, capability=capability), prepare, call, parts)
+        taken = functools.partial(refuses, capability=capability)
+        return Kernel(f"cuda.{name}", rows, taken, prepare, call, parts, merges=True)
 
     near = capability.neighbors
     words = functools.partial(_prepare_integers, neighbors=near, order="bf16", wide=False)

@@ -31,7 +31,7 @@ def _assembly(x: Tensor) -> bool:
 
 
 def _warp_groups(x: Tensor) -> bool:
-    return not _assembly(x) or torch.cuda.get_device_capability(x.device)[0] >= 9
+    return not x.is_cuda or (_assembly(x) and torch.cuda.get_device_capability(x.device)[0] >= 9)
 
 
 def _on_cpu(kernel: Any, x: Tensor) -> Any:

@@ -7,28 +7,33 @@ import functools
 import torch
 from torch import Tensor
 
-from qpass.errors import UnsupportedError
+from qpass.errors import InputError, UnsupportedError
 from qpass.graph.program import Program
 from qpass.lowering import Target
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.experts import FLOAT, experts
+from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import Bucketed
+from qpass.lowering.inductor.modes import MODES
 from qpass.lowering.reference import DEQUANTIZE, DEQUANTIZE_EXPERTS
 
 
-def configured(option: str = "") -> Target:
-    """The target for one capability; without ``option`` the device's.
+def configured(option: str = "", mode: str | None = None) -> Target:
+    """The target for one capability; without ``option`` the device's. ``mode`` is one of ``torch.compile``'s.
 
     Raises:
-        InputError: an option that is not a compute capability.
+        InputError: an option that is not a compute capability, or an unknown mode.
     """
+    if mode is not None and mode not in MODES:
+        raise InputError(f"unknown mode {mode!r}", fix=f"use one of {', '.join(MODES)}")
     capability = Capability.parse(option) if option else Capability.here()
-    build = functools.partial(_build, capability=capability)
+    build = functools.partial(_build, capability=capability, mode=mode)
     name = f"cuda:{capability}" if capability.stated else "cuda"
     return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
-                  {"quantize": QUANTIZE, "grouped_linear": FLOAT}, check=functools.partial(_check, capability),
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS}, joins=JOINS,
+                  check=functools.partial(_check, capability),
                   grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
 
 
@@ -38,15 +43,16 @@ def _check(capability: Capability) -> None:
             f"no GPU is here to compile for {capability}",
             fix='qpass.plan and qpass.trace work without one; use target="cpu" or "reference" to compile',
         )
-    here = Capability(*torch.cuda.get_device_capability())
-    if here.neighbors != capability.neighbors or here.fp8 < capability.fp8 or here.refusal:
+    here = Capability.here()
+    same = (here.amd, here.neighbors) == (capability.amd, capability.neighbors)
+    if not same or here.fp8 < capability.fp8 or here.refusal:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
 
 
-def _build(program: Program, *, capability: Capability) -> torch.nn.Module:
+def _build(program: Program, *, capability: Capability, mode: str | None) -> torch.nn.Module:
     _check(capability)
     on_cpu = [name for name, param in program.params.items() if isinstance(param, Tensor) and not param.is_cuda]
     if on_cpu:
         raise UnsupportedError(f"{len(on_cpu)} parameters are not on the GPU, the first is {on_cpu[0]}",
                                fix='move the model first: model.to("cuda")')  # fmt: skip
-    return Bucketed(program)
+    return Bucketed(program, mode)

@@ -85,6 +85,11 @@ def row_sums(codes_NK: Tensor) -> Tensor:
     return codes_NK.sum(1, dtype=torch.int32)
 
 
+def zeros(codes: Tensor, *, size: int) -> Tensor:
+    """int32 [size] where ``codes`` is: the counters of split K."""
+    return torch.zeros(size, dtype=torch.int32, device=codes.device)
+
+
 def tables(fmt: Format, width: int = 16) -> Tensor:
     """int32 [16, 2]: for each exact shift, the E4M3 bytes of the magnitudes 0 to 3, and 4 to 7."""
     words = torch.zeros(width, 2, dtype=torch.int64)

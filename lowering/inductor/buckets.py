@@ -21,17 +21,15 @@ from qpass.graph.program import Program, materialise
 from qpass.lowering.cuda import tiles
 from qpass.lowering.inductor.choices import RowsInRegisters
 from qpass.lowering.inductor.compile import compile_program
-
-OPTIONS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON,ATEN"}
-"""With these Inductor's own templates take the dense dots, with all that is pointwise behind them in one kernel."""
+from qpass.lowering.inductor.modes import options, static_inputs
 
 
 class Bucketed(torch.nn.Module):
-    """Flat tensors in, flat tuple out; weights are buffers named as the program's parameters."""
+    """Flat tensors in, flat tuple out; weights are buffers named as parameters. ``mode``: see ``modes``."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, mode: str | None = None) -> None:
         super().__init__()
-        self._program, self._rows = program, rows_of(program)
+        self._program, self._rows, self._mode = program, rows_of(program), mode
         self._artifacts: dict[int | None, Any] = {}
         self._attributes: list[str] = []
         for name, tensor in materialise(program).items():
@@ -44,17 +42,26 @@ class Bucketed(torch.nn.Module):
         dense = [value.contiguous() if isinstance(value, Tensor) else value for value in inputs]
         bucket = tiles.bucket_of(self._rows(dense))
         if bucket not in self._artifacts:
-            self._artifacts[bucket] = compile_bucket(self._program, bucket)
+            self._artifacts[bucket] = compile_bucket(self._program, bucket, self._mode)
         weights = [self._buffers[attribute] for attribute in self._attributes]
         with torch.no_grad():
             return tuple(self._artifacts[bucket](*weights, *dense))
 
 
-def compile_bucket(program: Program, bucket: int | None) -> Any:
+def compile_bucket(program: Program, bucket: int | None, mode: str | None = None) -> Any:
     """The artifact of ``program`` for one bucket of rows. Sources of kernels are part of what it is cached by."""
-    tag = f"{torch.compiler.config.cache_key_tag}{bucket}{sources()}"
-    with torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices():
-        return compile_program(program, OPTIONS)
+    tag = f"{torch.compiler.config.cache_key_tag}{bucket}{mode}{sources()}"
+    with (
+        torch.compiler.config.patch(cache_key_tag=tag), tiles.compiling_for(bucket), our_choices(),
+        static_inputs(len(program.used_params())),
+    ):  # fmt: skip
+        return compile_program(program, options(mode, bucket, fixed=_fixed(program)))
+
+
+def _fixed(program: Program) -> bool:
+    values = [node.meta["val"] for node in program.placeholders()]
+    sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else [value])]
+    return not any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def our_choices() -> Any:
@@ -74,7 +81,7 @@ def sources() -> str:
 
 def rows_of(program: Program) -> Callable[[list[Any]], int]:
     """A function of the flat inputs: the most rows that a linear of ours has in that call."""
-    counts = {_rows(node.meta["val"]) for node in program.nodes() if "qpass_cuda" in str(node.target)}
+    counts = {_rows(node.meta["val"]) for node in program.nodes() if _is_linear(node)}
     fixed = max((count for count in counts if isinstance(count, int)), default=0)
     where: dict[sympy.Symbol, tuple[int, int]] = {}
     for position, node in enumerate(program.placeholders()):
@@ -96,9 +103,15 @@ def rows_of(program: Program) -> Callable[[list[Any]], int]:
     return rows
 
 
-def _rows(value: Tensor) -> Any:
-    """The product of all sizes but the last: an int or a sympy expression."""
+def _is_linear(node: torch.fx.Node) -> bool:
+    name = str(node.target)
+    return "qpass_cuda" in name and "_linear" in name
+
+
+def _rows(value: Tensor | tuple[Tensor, ...]) -> Any:
+    """The product of all sizes but the last, of the first result: an int or a sympy expression."""
     count: Any = 1
+    value = value[0] if isinstance(value, tuple) else value
     for size in value.shape[:-1]:
         count = count * (size.node.expr if isinstance(size, torch.SymInt) else size)
     return int(count) if isinstance(count, int) or count.is_Integer else count

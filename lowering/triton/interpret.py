@@ -57,12 +57,16 @@ def _library() -> Iterator[None]:
     The interpreter puts its own functions in place of the language's, and leaves some of them there (Triton 3.7):
     nothing could be compiled any more in the same process.
     """
-    places: tuple[Any, ...] = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
+    places: tuple[Any, ...] = (tl, tl.standard, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
     before = [dict(vars(place)) for place in places]
     try:
         for name, value in before[0].items():
             if isinstance(value, JITFunction):
                 setattr(tl, name, _interpreted(value))
+        # sums and maxima are known by the functions that they combine with; other reductions run value by value
+        for name, value in before[1].items():
+            if isinstance(value, JITFunction) and name not in before[0]:
+                setattr(tl.standard, name, _interpreted(value))
         yield
     finally:
         for place, saved in zip(places, before):

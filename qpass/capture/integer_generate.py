@@ -83,6 +83,18 @@ def as_integers(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.round(torch.ldexp(finite, k)).to(torch.int32), k.to(torch.int32), possible
 
 
+def _check_length(context: int, kwargs: dict[str, Any], given: Any) -> None:
+    """Refuse before the first step what would stop at a later one; the last token that is chosen is not read."""
+    prompt = next((kwargs[name] for name in ("inputs", "input_ids") if kwargs.get(name) is not None), None)
+    length = prompt.shape[-1] if isinstance(prompt, Tensor) else 1
+    new, total = kwargs.get("max_new_tokens", getattr(given, "max_new_tokens", None)), kwargs.get("max_length")
+    most = length + new - 1 if isinstance(new, int) else total - 1 if isinstance(total, int) else 0
+    if most > context:
+        what = f"{length} tokens and up to {most + 1 - length} new ones, where the program has tables for {context}"
+        fix = f'generate fewer, or compile with {{"integer": {{"context": {most}}}}} in the recipe'
+        raise InputError(what, fix=fix)
+
+
 def generate(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> Any:
     """As ``transformers.GenerationMixin.generate``; with ``do_sample`` tokens are drawn by ``IntegerSampler``.
 
@@ -90,11 +102,12 @@ def generate(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> A
         seed: of the draws; taken from torch's generator if None, so that ``torch.manual_seed`` decides.
 
     Raises:
-        InputError: a seed, temperature, top_k or top_p that is not legal.
+        InputError: a seed, temperature, top_k or top_p that is not legal; more tokens than the program's context.
         UnsupportedError: sampling with beams, several sequences a prompt, or a setting that has no integer form.
     """
     kwargs |= inspect.signature(super(type(self), self).generate).bind_partial(*args).arguments
     given = kwargs.get("generation_config") or self.generation_config
+    _check_length(self._qpass_call.context, kwargs, given)
     names = ("do_sample", *_OURS, *_OTHERS)
     said = {name: kwargs.pop(name) if name in kwargs else getattr(given, name, None) for name in names}
     if not said["do_sample"]:

@@ -10,6 +10,8 @@ from qpass.errors import RecipeError
 from qpass.formats.words import nearest
 
 MODES = ("precise", "paper", "literal")
+CONTEXT = 2048
+"""Positions where the recipe names none, and the model's own tables have no fewer."""
 CLIP = 15.0
 """c of the paper, for the modes that are after it."""
 
@@ -22,7 +24,8 @@ class Integer:
         mode: which set of integer operators, see docs/integer.md.
         attention: bits of the codes of queries, keys and values, 2 to 8.
         embedding: bits of the codes of embedding tables, 8 or 16.
-        context: positions that there are tables for; longer inputs are refused.
+        context: positions that there are tables for; longer inputs are refused. None for 2048, or as many as the
+            model's own table of positions has.
         clip: c of the clipped softmax, 0 for no clip; None for what the mode has, 15 or, in ``precise``, none. In
             ``precise`` a score further than c below the row's maximum counts as zero, in the others as one at c.
         mantissa: bits of the mantissas of dyadic scales of activations and weights, 15 or the paper's 8.
@@ -31,7 +34,7 @@ class Integer:
     mode: str = "precise"
     attention: int = 8
     embedding: int = 16
-    context: int = 2048
+    context: int | None = None
     clip: float | None = None
     mantissa: int = 15
 
@@ -42,13 +45,18 @@ class Integer:
             raise _bad("attention", self.attention, "use 2 to 8 bits")
         if self.embedding not in (8, 16) or not _whole(self.embedding):
             raise _bad("embedding", self.embedding, "use 8 or 16 bits")
-        if not _whole(self.context) or not 1 <= self.context <= 1 << 20:
+        if self.context is not None and not (_whole(self.context) and 1 <= self.context <= 1 << 20):
             raise _bad("context", self.context, "use 1 to 1048576 positions")
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not (number and 0 <= self.clip <= 1000):
             raise _bad("clip", self.clip, "use a number such as 15, or 0 for no clip")
         if self.mantissa not in (8, 15) or not _whole(self.mantissa):
             raise _bad("mantissa", self.mantissa, "use 15 or 8 bits")
+
+    @property
+    def positions(self) -> int:
+        """``context``, or 2048."""
+        return CONTEXT if self.context is None else self.context
 
     @property
     def clipped(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.errors import VerifyError
+from qpass.errors import InputError, VerifyError
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 
@@ -24,15 +24,18 @@ def verify_integer_only(program: Program) -> Program:
     """Return ``program`` if every value from its inputs to its results, weights included, is an integer or a bool.
 
     Raises:
+        InputError: something else than a program.
         VerifyError: naming the first float value, parameter or literal, or an op from ``FLOAT_OPS``.
     """
+    if not isinstance(program, Program):
+        raise InputError(f"a {type(program).__name__} is no program",
+                         fix='pass qpass.trace(model, recipe)["LOWERED"]')  # fmt: skip
     for node in program.graph.nodes:
         if node.op == "get_attr" and not _integer(program.like(str(node.target)).dtype):
             what = f"the parameter is {program.like(str(node.target)).dtype}"
             raise VerifyError(f"{what} in an integer-only program", where=str(node.target))
         inner = getattr(node.target, "graph", None)  # a region: what it is made of counts
-        found = [float_reason(node), *(float_reason(part) for part in (inner.nodes if inner is not None else ()))]
-        reason = next(filter(None, found), None)
+        reason = next(filter(None, map(float_reason, [node, *(inner.nodes if inner is not None else ())])), None)
         if reason:
             raise VerifyError(f"{reason} in an integer-only program", where=f"%{node.meta.get('name', node.name)}")
     return program

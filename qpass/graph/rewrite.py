@@ -78,7 +78,7 @@ def as_proxies(graph: fx.Graph, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: fx.Node) -> fx.Node:
-    """Append what ``build`` makes before ``before``, with the scopes of ``like``; the result has its type too."""
+    """Append what ``build`` makes before ``before``, with the scopes and line of ``like``; the result has its type."""
     last = before.prev
     with graph.inserting_before(before):
         built = build()
@@ -87,6 +87,8 @@ def insert(graph: fx.Graph, before: fx.Node, build: Callable[[], Any], *, like: 
     node = last.next
     while node is not before:
         node.meta.setdefault("scopes", like.meta.get("scopes", ()))
+        if "stack_trace" in like.meta:
+            node.meta.setdefault("stack_trace", like.meta["stack_trace"])
         if "val" not in node.meta:
             infer(node)
         node = node.next

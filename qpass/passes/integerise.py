@@ -10,6 +10,7 @@ tables. An op without an integer form is refused with its name and source line, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def integerise(program: Program, options: Integer) -> Program:
         UnsupportedError: an op, a format or a call that has no integer form.
         NumericsError: NaN or Inf in a weight.
     """
-    call = integer_call(program.call, options.context, EXTRA) if program.call is not None else None
+    call = integer_call(program.call, options.positions, EXTRA) if program.call is not None else None
     state = State(program, options)
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -51,6 +52,8 @@ def integerise(program: Program, options: Integer) -> Program:
             state.values[node] = other(state, node)
     state.graph.eliminate_dead_code()
     assign_names(state.graph)
+    if call is not None:
+        call = replace(call, vocabulary=_vocabulary(state))
     return program.with_graph(
         state.graph, params=state.params, history=state.history, stage="INTEGER", call=call
     )
@@ -66,6 +69,13 @@ def _input(state: State, node: fx.Node) -> Any:
         made.meta["val"] = state.type((*value.shape[:-1], value.shape[-1] + EXTRA), torch.int8)
         return made
     return Absent(node, node) if value.dtype.is_floating_point else state.copy(node)
+
+
+def _vocabulary(state: State) -> int:
+    """Rows of the smallest table that token ids are looked up in."""
+    sizes = [node.args[1].meta["val"].shape[0] for node in state.graph.nodes
+             if node.target is ops.integer_embedding and str(node.args[0].target) == "input_ids"]  # fmt: skip
+    return min(sizes, default=(1 << 31) - 1)
 
 
 def _results(state: State, node: fx.Node) -> list[fx.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,8 @@ from qpass.graph.values import assign_names, op_name
 from qpass.lowering import Kernel, Provider, Region
 from qpass.numerics import codec
 from qpass.passes.join import join
-from qpass.passes.plan import case_of, choice_of, provider_refuses
+from qpass.passes.plan import case_of, choice_of
+from qpass.passes.providers import context_of, provider_refuses
 from qpass.passes.spell import Builder, spell_input
 
 
@@ -43,9 +45,10 @@ def lower(
             added = _kernel(graph, node, program, templates, packed)
             params.update(added)
             history.update({name: (f"packed for {choice_of(node).kernel.name}",) for name in added})
+    takers = Takers(providers, context_of(program))
     if regions:
-        _outline(graph, providers)
-    made = _inline_meanings(graph, templates, providers, packed)
+        _outline(graph, takers)
+    made = _inline_meanings(graph, templates, takers, packed)
     history.update({name: ("packed for the target",) for name in made if name not in params})
     params = made | params
     join(graph, joins)
@@ -61,7 +64,7 @@ _LINEARS = {
 
 
 def _inline_meanings(
-    graph: fx.Graph, templates: dict[Any, Template], providers: Mapping[str, Provider], packed: dict[str, fx.Node]
+    graph: fx.Graph, templates: dict[Any, Template], takers: Takers, packed: dict[str, fx.Node]
 ) -> dict[str, Param]:
     """Put each dialect op's meaning in its place, until none is left: meanings may be written in other ops of it.
 
@@ -78,7 +81,7 @@ def _inline_meanings(
             if node.target is ops.fake_quantize:
                 _rounded(graph, node, types)
                 continue
-            provider, fn, args = _taken(node, providers), ops.REGISTRY[_op_of(node)].meaning, node.args
+            provider, fn, args = takers.of(node), ops.REGISTRY[_op_of(node)].meaning, node.args
             if provider is not None:
                 fn = provider.call
                 if provider.prepare is not None:
@@ -107,13 +110,22 @@ def _prepared(
     return call, (*node.args, *(packed[name] for name, _ in wanted.values()))
 
 
-def _taken(node: fx.Node, providers: Mapping[str, Provider]) -> Provider | None:
-    """The provider that computes the node, if there is one."""
-    provider = providers.get(_op_of(node))
-    return provider if provider is not None and provider_refuses(provider, node) is None else None
+@dataclass(frozen=True)
+class Takers:
+    """The target's providers, for programs of up to ``context`` tokens."""
+
+    providers: Mapping[str, Provider]
+    context: int
+
+    def of(self, node: fx.Node) -> Provider | None:
+        """The provider that computes the node, if there is one."""
+        provider = self.providers.get(_op_of(node))
+        if provider is None or provider_refuses(provider, node, self.context) is not None:
+            return None
+        return provider
 
 
-def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
+def _outline(graph: fx.Graph, takers: Takers) -> None:
     """Make each integer op that no provider takes a call of its region.
 
     It is many small ops, and the layers are alike.
@@ -121,7 +133,7 @@ def _outline(graph: fx.Graph, providers: Mapping[str, Provider]) -> None:
     made: dict[Any, Region] = {}
     for node in graph.nodes:
         name = _op_of(node) if node.op == "call_function" else ""
-        if not name.startswith("integer_") or _taken(node, providers) is not None:
+        if not name.startswith("integer_") or takers.of(node) is not None:
             continue
         key = (node.target, _types(node.args))
         if key not in made:

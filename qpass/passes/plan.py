@@ -15,13 +15,14 @@ from qpass.formats import Scheme, nearest
 from qpass.graph.program import Program, copy_graph
 from qpass.graph.table import spans, table
 from qpass.graph.values import op_name, scopes
-from qpass.lowering import Case, Kernel, Provider, Target
+from qpass.lowering import Case, Kernel, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
+from qpass.passes.merge import merge_lines
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
-from qpass.passes.plan_attention import scheme_of as attention_scheme
 from qpass.passes.plan_experts import unfit
+from qpass.passes.providers import provided
 from qpass.recipe import AttentionLine, Line, Recipe
 from qpass.sites.roles import roles
 
@@ -274,6 +275,7 @@ class Plan:
     methods: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     attention: tuple[tuple[str, AttentionChoice], ...] = ()
+    merges: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return self.text()
@@ -293,6 +295,7 @@ class Plan:
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
         kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
+        lines += [f"merge {name}: {what}" for name, what in fold_rows(list(self.merges))]
         lines += self.ops
         lines += [f"keep {name}: {why}" for name, why in self.unseen]
         count = sum(choice.scheme is not None for _, choice in self.choices)
@@ -321,26 +324,7 @@ def summarise(program: Program, recipe: Recipe, target: Target) -> Plan:
     methods = tuple(str(as_data(method)) for method in recipe.methods)
     after = before + _saved(program)
     return Plan(str(recipe), target.name, linears, _unseen(program), before, after, methods, provided(program, target),
-                choices(program))  # fmt: skip
-
-
-def provider_refuses(provider: Provider, node: fx.Node) -> str | None:
-    """Why the target's provider does not compute ``node``; None if it does."""
-    return provider.refuses(*fx.map_arg(node.args, lambda arg: arg.meta["val"]))
-
-
-def provided(program: Program, target: Target) -> tuple[str, ...]:
-    """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
-    lines = []
-    for name, provider in target.providers.items():
-        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
-                 and not getattr(attention_scheme(node), "p", None)
-                 and not getattr(node.meta.get("experts"), "scheme", None)]  # fmt: skip
-        reasons = [provider_refuses(provider, node) for node in nodes]
-        if None in reasons:
-            lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
-        lines += [f"{name} by ATen: {reason}" for reason in dict.fromkeys(reasons) if reason]
-    return tuple(lines)
+                choices(program), tuple(merge_lines(program.graph)))  # fmt: skip
 
 
 def _saved(program: Program) -> int:

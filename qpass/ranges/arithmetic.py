@@ -126,7 +126,8 @@ _BY_NAME: dict[str, Callable[..., Value]] = {
     "add": add, "sub": sub, "mul": mul, "neg": negate, "abs": absolute, "minimum": least, "maximum": largest,
     "bitwise_and": bit_and, "__and__": bit_and, "logical_and": bit_and, "bitwise_or": bit_or, "bitwise_xor": bit_or,
     "__or__": bit_or, "__xor__": bit_or, "bitwise_left_shift": shift_left, "__lshift__": shift_left,
-    "bitwise_right_shift": shift_right, "__rshift__": shift_right, "floor_divide": floor_divide, "where": where,
+    "bitwise_right_shift": shift_right, "__rshift__": shift_right, "floor_divide": floor_divide, "div": floor_divide,
+    "where": where,
     "rsub": lambda a, b: sub(b, a), "clamp": clamp, "clamp_min": largest, "clamp_max": least,
     "logical_not": lambda a: truth(a.hi == 0 == a.lo, a.lo > 0 or a.hi < 0), **COMPARE,
 }  # fmt: skip
@@ -137,7 +138,7 @@ def rule_of(name: str) -> Callable[..., Value] | None:
     return _BY_NAME.get(name)
 
 
-DIVISIONS = ("floor_divide",)
+DIVISIONS = ("floor_divide", "div")
 SHIFTS = ("bitwise_left_shift", "__lshift__", "bitwise_right_shift", "__rshift__")
 
 

@@ -94,7 +94,14 @@ def _shift_right(facts: Facts, operands: tuple[Any, ...], lo: int, hi: int, grai
         refine(facts, operands[0], lo << by.lo, ((hi + 1) << by.lo) - 1, grain)
 
 
+def _floor_divide(facts: Facts, operands: tuple[Any, ...], lo: int, hi: int, grain: int) -> None:
+    """lo <= floor(a / d) <= hi for positive a, d: d is above a / (hi + 1), and at most a / lo."""
+    above = facts.look(operands[0])
+    if above.lo > 0 and facts.look(operands[1]).lo > 0:
+        refine(facts, operands[1], above.lo // (hi + 1) + 1, above.hi // lo if lo > 0 else _MORE, grain)
+
+
 _STEPS: dict[str, Step] = {
     "amax": _largest, "amin": _least, "abs": _absolute, "same": _same, "msb": _msb, "clamp": _clamp, "sub": _sub,
-    "sum": _sum, "bitwise_right_shift": _shift_right, "__rshift__": _shift_right,
+    "sum": _sum, "floor_divide": _floor_divide, "bitwise_right_shift": _shift_right, "__rshift__": _shift_right,
 }  # fmt: skip

@@ -7,8 +7,6 @@ number marked as a case is taken value by value, and what follows from each valu
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,54 +21,14 @@ from qpass.numerics.integer.marks import watched
 from qpass.ranges import arithmetic, structure
 from qpass.ranges.backward import refine
 from qpass.ranges.contracts import CONTRACTS
+from qpass.ranges.site import WIDTHS, Beyond, Overflow, Seen, Site, Wraps, site_of
 from qpass.ranges.value import ELEMENT, FREE, ROW, Impossible, Value, hull, of
 
-WIDTHS = {torch.bool: 1, torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64, torch.uint8: 8}
 MOST_CASES = 128
 MOST_HELD = 4096
 STEP = 4096
 _SHAPES: dict[Any, Any] = {}
 _MEMO: dict[Any, tuple[Any, list[Value], dict[Any, Any]]] = {}  # of helpers, over programs: they are alike
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where an op stands: the file and line of its operator, and the op. ``at`` tells ops of one line apart."""
-
-    file: str
-    line: int
-    function: str
-    op: str
-    at: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.op}"
-
-
-@dataclass(frozen=True)
-class Overflow:
-    """What cannot be proven: an op, what is wrong, and its bounds."""
-
-    site: Site
-    what: str
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One op: bounds over all cases and calls, and the width it has."""
-
-    lo: int
-    hi: int
-    width: int
-
-
-class Wraps(Exception):
-    """Raised inside the walk at the first op that cannot be proven; ``Overflow`` is its argument."""
-
-    def __init__(self, found: Overflow) -> None:
-        super().__init__(found.what)
-        self.found = found
 
 
 class _Fork(Exception):
@@ -90,8 +48,8 @@ class _Frame:
 class Engine:
     """Interprets functions; ``seen`` has the bounds of every op by its site."""
 
-    def __init__(self, longest: int = 1) -> None:
-        self.longest = longest  # of dimensions that ops between operators may sum over
+    def __init__(self) -> None:
+        self.count: int | None = None  # elements that the op between operators which runs now may sum; None: its own
         self.values: dict[int, tuple[Tensor, Value]] = {}
         self.frames: list[_Frame] = []
         self.seen: dict[Site, Seen] = {}
@@ -135,8 +93,11 @@ class Engine:
         if name in ("empty", "empty_like"):  # nothing is known of it, so nothing may read it before it is held
             return func(*args, **kwargs)
         result = self._shaped(func, args, kwargs)
-        for part in result if isinstance(result, list) else [result]:
-            self.hold(part, self._value(name, args, kwargs, part))
+        if isinstance(result, list):
+            for part, value in zip(result, self._values(name, args, kwargs, result), strict=True):
+                self.hold(part, value)
+        else:
+            self.hold(result, self._value(name, args, kwargs, result))
         return result
 
     def _shaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -151,25 +112,42 @@ class Engine:
                 for size, dtype in (found if isinstance(found, list) else [found])]  # fmt: skip
         return made if isinstance(found, list) else made[0]
 
+    def _grain(self, args: Any) -> int:
+        leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        return max((self.look(leaf).grain for leaf in leaves), default=FREE)
+
+    def _values(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], results: Sequence[Tensor]
+    ) -> list[Value]:
+        """Of an op with several results."""
+        site = site_of(name, WIDTHS.get(results[0].dtype, 0))
+        if name not in structure.SEVERAL:
+            raise _unknown(name, site)
+        if self._grain((args, kwargs)) != FREE:
+            raise _mixing(name, site)
+        values = structure.SEVERAL[name](self.look, args, kwargs, results)
+        for value, result in zip(values, results):
+            self._fits(value, result.dtype, site)
+        return values
+
     def _value(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Value:
         site = site_of(name, WIDTHS.get(result.dtype, 0))
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        grain = max((self.look(leaf).grain for leaf in leaves), default=FREE)
+        grain = self._grain((args, kwargs))
         rule = arithmetic.rule_of(name)
         if rule is not None:
             value = self._pointwise(name, rule, args, kwargs, result, site)
         elif name in structure.RULES:
             if structure.mixes(name, args, self.look, grain, result):
-                raise UnsupportedError(f"{name} brings together rows of different cases", where=str(site),
-                                       fix="end the helper before it")  # fmt: skip
+                raise _mixing(name, site)
+            if name == "index" and (beyond := structure.beyond(self.look, args)) is not None:
+                raise Beyond(site, *beyond)
             value = structure.RULES[name](self.look, args, kwargs, result)
-            if not site.file and name in ("sum", "cumsum"):
-                value = structure.many(self.look(args[0]), max(self.longest, args[0].numel()))
+            if not site.file and name in ("sum", "cumsum") and self.count is not None:
+                value = structure.many(self.look(args[0]), self.count)
             last = "last" if name == "sum" and structure.over_last(args) else None
             value = replace(value, made=(name, (args[0] if args else None, last)))
         else:
-            raise UnsupportedError(f"no bounds are known of the op {name}", where=str(site),
-                                   fix="add its rule to qpass/ranges")  # fmt: skip
+            raise _unknown(name, site)
         self._fits(value, result.dtype, site)
         return replace(value, grain=grain)
 
@@ -180,6 +158,8 @@ class Engine:
             given = [*args, *[None] * (3 - len(args))]
             given = [given[0], *(kwargs.get(key, given[at]) for at, key in ((1, "min"), (2, "max")))]
         operands = [None if part is None else self.look(part) for part in given]
+        if name == "div" and kwargs.get("rounding_mode") != "floor":
+            raise UnsupportedError("a division that does not floor", where=str(site), fix='rounding_mode="floor"')
         if kwargs.get("alpha", 1) != 1:
             raise UnsupportedError("a sum with a factor", where=str(site), fix="multiply first")
         bad = arithmetic.obligations(name, operands, WIDTHS[result.dtype])
@@ -320,6 +300,16 @@ class Engine:
         return result, joined, seen
 
 
+def _unknown(name: str, site: Site) -> UnsupportedError:
+    what = f"no bounds are known of the op {name}"
+    return UnsupportedError(what, where=str(site), fix="add its rule to qpass/ranges")
+
+
+def _mixing(name: str, site: Site) -> UnsupportedError:
+    what = f"{name} brings together rows of different cases"
+    return UnsupportedError(what, where=str(site), fix="end the helper before it")
+
+
 def _types(arg: Any) -> Any:
     """Shape and dtype of a tensor, any other argument as it is, as a key."""
     if isinstance(arg, Tensor):
@@ -359,17 +349,3 @@ def _by_contract(name: str, leaves: list[Any], inputs: list[Value | None], value
     given += [of(default) for _, default in parameters[len(given) :] if default is not None]
     exact = meaning(*given)
     return Value(max(value.lo, exact.lo), min(value.hi, exact.hi))
-
-
-_HERE = (os.sep.join(("qpass", "numerics", "integer")), os.sep.join(("qpass", "ops", "integer")))
-
-
-def site_of(op: str, width: int) -> Site:
-    """The innermost line of an integer operator on the stack; of the walk itself for ops between operators."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if any(part in code.co_filename for part in _HERE) and not code.co_filename.endswith("marks.py"):
-            return Site(os.path.basename(code.co_filename), frame.f_lineno, code.co_name, op, frame.f_lasti, width)
-        frame = frame.f_back  # type: ignore[assignment]
-    return Site("", 0, "", op, 0, width)

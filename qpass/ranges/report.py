@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qpass.graph.program import Program
 from qpass.graph.table import table
 from qpass.graph.values import op_name
-from qpass.ranges.engine import Seen, Site
+from qpass.ranges.site import Seen, Site
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Line:
         return max(self.seen.hi.bit_length(), (~self.seen.lo).bit_length()) + 1
 
 
+_LAYER = re.compile(r"\.\d+\.")
 _FIXED = ("msb",)  # compares with constants, of which one always is 2^30
 
 
@@ -58,12 +60,27 @@ class Ranges:
                 best[line.value] = line
         return sorted(best.values(), key=lambda line: (-_size(line), line.value))
 
-    def __str__(self) -> str:
-        names = {node.meta["name"]: op_name(node.target) for node in self.program.nodes()}
-        head, rows = ("value", "op", "at", "lo", "hi", "bits of 32"), []
+    def _once(self) -> list[Line]:
+        """``tightest`` of operators, less what other layers have of the same; what only moves numbers says nothing."""
+        first: dict[str, Line] = {}
         for line in self.tightest():
-            lo, hi = str(line.seen.lo), str(line.seen.hi)
-            rows.append([line.value, names.get(line.value, ""), str(line.site), lo, hi, str(line.bits)])
+            if line.site.file:
+                first.setdefault(_LAYER.sub(".*.", line.value), line)
+        return list(first.values())
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, full: bool = False) -> str:
+        """Of each operator, in the layer where it is tightest, the op that comes nearest to 32 bits, tightest first.
+
+        full: every op of every value instead, in the order of the program.
+        """
+        names = {node.meta["name"]: op_name(node.target) for node in self.program.nodes()}
+        head, rows = ["value", "op", "at", "lo", "hi", "bits"], []
+        for line in self.lines if full else self._once():
+            lo, hi, bits = str(line.seen.lo), str(line.seen.hi), f"{line.bits} of {line.seen.width}"
+            rows.append([line.value, names.get(line.value, ""), str(line.site), lo, hi, bits])
         wide = [line for line in self.lines if line.seen.width == 64]
         most = max((line.bits for line in wide), default=0)
         text = "\n".join(table(head, rows))

@@ -5,15 +5,17 @@ Bounds of a sum over n elements hold for every count from 1 to n, so a proof for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from qpass.ranges.value import ELEMENT, ROW, Part, Value, hull, of
+from qpass.ranges.value import ELEMENT, ROW, Part, Value, hull, of, of_tensor
 
 Look = Callable[[Any], Value]
 Rule = Callable[[Look, tuple[Any, ...], Mapping[str, Any], Any], Value]
+Several = Callable[[Look, tuple[Any, ...], Mapping[str, Any], Sequence[Any]], list[Value]]
 
 
 def keeps_last(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
@@ -92,6 +94,58 @@ def gathers(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result
             part = value.const[lo : hi + 1 or None]
             return of(int(part.min()), int(part.max()))
     return Value(value.lo, value.hi, value.parts if len(args[1]) < args[0].dim() else None)
+
+
+def beyond(look: Look, args: tuple[Any, ...]) -> tuple[int, int, int] | None:
+    """(least index, largest, rows) of table[i] where i could leave the table; None where it stays within.
+
+    Of parameters: what a program cuts out of its own values it does with sizes, which the call convention checks.
+    """
+    indices = [part for part in args[1] if part is not None]
+    if look(args[0]).const is None or len(indices) != 1 or indices[0].dtype == torch.bool:
+        return None
+    reach, rows = look(indices[0]), int(args[0].shape[next(at for at, part in enumerate(args[1]) if part is not None)])
+    return None if -rows <= reach.lo and reach.hi < rows else (reach.lo, reach.hi, rows)
+
+
+def picks(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """select: of a parameter, what stands there; else as ``moves``."""
+    value = look(args[0])
+    if value.const is not None and result.dim() > 0:
+        return _row(value, int(args[1]), int(args[2]))
+    return of(value.lo, value.hi)
+
+
+def _row(value: Value, dim: int, index: int) -> Value:
+    assert value.const is not None
+    found = of_tensor(value.const.select(dim, index))
+    return replace(found, serial=(value.serial, dim, index))
+
+
+def parts_of(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Any]) -> list[Value]:
+    """unbind: a ``select`` each."""
+    value, dim = look(args[0]), args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if value.const is None:
+        return [of(value.lo, value.hi) for _ in results]
+    return [_row(value, dim, number) for number in range(len(results))]
+
+
+def spread(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Any]) -> list[Value]:
+    """split: elements of the whole in each piece."""
+    value = look(args[0])
+    return [of(value.lo, value.hi) for _ in results]
+
+
+def ordered(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Any]) -> list[Value]:
+    """sort and topk: elements in another order, and where they stood."""
+    value, known = look(args[0]), {"dim": -1, **kwargs}
+    dim = known["dim"] % max(1, args[0].dim())
+    return [of(value.lo, value.hi), of(0, max(0, args[0].shape[dim] - 1))]
+
+
+def scatters(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
+    """Elements of the first operand and of the last."""
+    return hull([of(value.lo, value.hi) for value in (look(args[0]), look(args[-1]))])
 
 
 def extremes(look: Look, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Value:
@@ -182,12 +236,17 @@ _VIEWS = ("view", "_unsafe_view", "reshape", "clone", "alias", "detach", "unsque
           "lift_fresh", "contiguous", "flatten")  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_VIEWS, keeps_last), "permute": transposes, "transpose": transposes, "t": transposes,
-    "slice": cuts, "select": moves, "split": moves, "repeat": moves, "cat": joins, "stack": joins, "index": gathers,
+    "slice": cuts, "select": picks, "scatter": scatters, "repeat": moves, "cat": joins, "stack": joins,
+    "index": gathers,
     "amax": extremes, "amin": extremes, "any": extremes, "all": extremes, "sum": sums, "cumsum": running,
     "mm": matmul, "bmm": matmul, "_int_mm": matmul, "full": constant, "full_like": constant, "new_full": new_constant,
     "zeros": zeros, "zeros_like": zeros, "new_zeros": zeros, "ones": ones, "ones_like": ones, "new_ones": ones,
     "arange": arange, "tril": triangle, "triu": triangle,
 }  # fmt: skip
+SEVERAL: dict[str, Several] = {
+    "unbind": parts_of, "sort": ordered, "topk": ordered, "split": spread, "split_with_sizes": spread,
+}  # fmt: skip
+"""Rules of ops with several results: ``(look, args, kwargs, results) -> [Value]``."""
 _LAST = ("amax", "amin", "sum", "any", "all")
 
 

@@ -6,9 +6,9 @@ never holds one; ours and torch's take turns in one process, and times are the m
 random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
 results must be equal bit for bit.
 
-    --part ceilings | decode | prefill | fused | model    what to measure; results are kept in gpu-h200.json
-    --page                                                write docs/benchmarks/gpu-h200.md from it
-    --dry                                                 no GPU: tiny shapes in the interpreter, checks but no times
+    --part NAME    what to measure: ceilings, decode, prefill, peers, fused, integer, model; kept in gpu-h200.json
+    --page         write docs/benchmarks/gpu-h200.md from it
+    --dry          no GPU: tiny shapes in the interpreter, checks but no times
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.kernels import load
 from qpass.lowering.cuda.quantize import QUANTIZE
-from qpass.lowering.inductor.buckets import OPTIONS, our_choices
+from qpass.lowering.inductor.buckets import our_choices
+from qpass.lowering.inductor.modes import options
 
 from .gpu_cases import FORMS, ROWS, SHAPES, TINY, TINY_ROWS, Linear, baselines
-from .gpu_model import measure_model
+from .gpu_integer import FULL, cases
+from .gpu_integer import TINY as TINY_LAYER
+from .gpu_model import LAYERS, SCHEMES, WORK, measure_model
 from .gpu_page import FILE, write_page
+from .gpu_peers import PEERS, peers
 
 BUDGET = 8.5 * 60
+SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "integer": 5, "model": 25}
+"""Guesses, nothing of it measured: of a whole part for ``ceilings``, else of one case, most of it compiling."""
+_PEER_SHAPES, _PEER_ROWS = ("8b gate_up", "8b down"), (1, 16, 64, 2048)
 _CACHE = 240 << 20  # bytes of weights that together never lie in the second-level cache
 
 
@@ -46,6 +54,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("no GPU is here: use --dry for the checks, or --page for the page")
     else:
+        print(estimate(args))
         start = time.monotonic()
         records = PARTS[args.part](args, lambda: time.monotonic() - start < BUDGET)
         keep(args.part, records)
@@ -78,7 +87,29 @@ def dry() -> list[dict[str, Any]]:
                 if record["error"] > form.limit or not record["equal"]:
                     raise SystemExit(f"{name}, {rows} rows: {record}")
                 records.append(record)
-    return records
+        calls, skipped = peers(name, linear, 1)
+        print({"form": name, "peers": sorted(calls), "skipped": skipped})
+    return records + [_right(name, one) for name, one in cases(TINY_LAYER, 3, "cpu").items()]
+
+
+def _right(name: str, one: Any) -> dict[str, Any]:
+    record = {"integer": name, "kernel": f"cuda.{one.op}", "equal": one.right()}
+    print(record)
+    if not record["equal"]:
+        raise SystemExit(f"integer {name}: not the bits of {one.op}")
+    return record
+
+
+def estimate(args: argparse.Namespace) -> str:
+    """What a part is likely to take. Whatever it takes, no case is begun after ``BUDGET`` seconds."""
+    wide = len(args.shapes) * len(args.forms)
+    count = {"ceilings": 1, "decode": wide * len(args.rows or ROWS[:4]), "prefill": wide * len(args.rows or ROWS[4:]),
+             "peers": len(_PEER_SHAPES) * len(_PEER_ROWS) * len(PEERS), "fused": 6, "integer": 18,
+             "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES))}[args.part]  # fmt: skip
+    guess = count * SECONDS[args.part]
+    cut = f", of which about {int(BUDGET / SECONDS[args.part])} fit" if guess > BUDGET else ""
+    text = f"{args.part}: {count} cases, about {guess / 60:.1f} minutes by guess{cut}"
+    return f"{text}; no case begins after {BUDGET / 60} minutes"
 
 
 def graph_of(call: Callable[[int], Any], copies: int) -> Callable[[], None]:
@@ -166,7 +197,7 @@ def one_linear(args: argparse.Namespace, shape: str, form_name: str, rows: int, 
     ours: Callable[[int], Any] = linear.call
     if compiled:
         run = torch.compile(lambda inputs, packed: linear.kernel.call(inputs, packed, None, linear.case),
-                            fullgraph=True, dynamic=False, options=OPTIONS)  # fmt: skip
+                            fullgraph=True, dynamic=False, options=options())  # fmt: skip
         ours = lambda copy: run(linear.inputs, linear.packed[copy])  # noqa: E731
     dense = max(2, min(copies, -(-_CACHE // (2 * n * k))))
     calls = {"ours": ours, **baselines(linear, dense)}
@@ -177,6 +208,25 @@ def one_linear(args: argparse.Namespace, shape: str, form_name: str, rows: int, 
         record["us"] = in_turn({"ours": calls.pop("ours")}, copies, args.turns)
     record["us"] |= in_turn(calls, dense, args.turns)
     return record
+
+
+def beside_peers(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
+    """A few shapes beside other libraries: those that are not there are named with the reason."""
+    records = []
+    for shape in _PEER_SHAPES:
+        for rows in args.rows or _PEER_ROWS:
+            for form in PEERS:
+                if not more():
+                    print(f"time is up before {shape}, {rows} rows, {form}")
+                    return records
+                record = one_linear(args, shape, form, rows, compiled=rows > 64)
+                n, k = SHAPES[shape]
+                copies = max(2, -(-_CACHE // (2 * n * k)))
+                calls, skipped = peers(form, Linear(FORMS[form], (n, k), rows, copies, "cuda", rows + n), copies)
+                record["us"] |= in_turn(calls, copies, args.turns)
+                records.append({**record, "skipped": skipped})
+                print(records[-1])
+    return records
 
 
 def fused(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
@@ -204,6 +254,24 @@ def fused(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, 
     return records
 
 
+def integer(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Kernels of integer-only programs: bits against the meaning, then times and the fraction of a copy's bandwidth."""
+    records = []
+    for tokens in (1, 16, 512):
+        for name, one in cases(FULL, tokens, "cuda").items():
+            if not more():
+                print(f"time is up before {name}, {tokens} tokens")
+                return records
+            record = _right(name, one) | {"name": f"integer {name}", "rows": tokens, "bytes": one.bytes}
+            with our_choices(), tiles.compiling_for(tiles.bucket_of(tokens)):
+                run = torch.compile(one.call, fullgraph=True, dynamic=False, options=options())
+                times = in_turn({name: lambda copy, run=run: run()}, 1, args.turns)
+            if name in times:
+                us = median(times[name])
+                records.append(record | {"us": us, "rate": one.bytes / us * 1e6})
+    return records
+
+
 def keep(part: str, records: list[dict[str, Any]]) -> None:
     """Add the records of a part to the file, in place of older ones of the same kind."""
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -219,7 +287,9 @@ PARTS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "ceilings": ceilings,
     "decode": linears(ROWS[:4], compiled=False),
     "prefill": linears(ROWS[4:], compiled=True),
+    "peers": beside_peers,
     "fused": fused,
+    "integer": integer,
     "model": measure_model,
 }
 

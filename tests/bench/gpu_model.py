@@ -13,6 +13,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import qpass
 
+from .gpu_peers import TORCHAO, missing
+
 LAYERS, WHOLE = (4, 8), 32
 SCHEMES = ("w8a8-int8", "w8a8-fp8", "w4a16-g128", "w4a8-fp-m2")
 WORK = {"decode 1": (1, 1, 512), "decode 64": (64, 1, 512), "prefill 4096": (1, 4096, 0)}
@@ -62,7 +64,7 @@ def step(model: nn.Module, batch: int, tokens: int, past: int) -> Callable[[], A
 
 
 def measure_model(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
-    """Milliseconds of a step in a CUDA graph: bfloat16 by torch.compile, and ours, in turns."""
+    """Milliseconds of a step in a CUDA graph: bfloat16 by torch.compile, ours, and torchao's where it is there."""
     records = []
     for layers in LAYERS:
         model = make(layers, EIGHT_B, "cuda")
@@ -70,14 +72,25 @@ def measure_model(args: argparse.Namespace, more: Callable[[], bool]) -> list[di
         for scheme in SCHEMES:
             if more():
                 models[scheme] = qpass.compile(model, scheme, target="cuda")
+        for name, config in (TORCHAO.items() if missing("torchao") is None else ()):
+            if more():
+                models[name] = _torchao(layers, config)
         for work, (batch, tokens, past) in WORK.items():
             for name, one in models.items():
                 if more():
-                    step_of = step(one if name != "bf16" else model, batch, tokens, past)
-                    ms = milliseconds(step_of, args.turns)
+                    ms = milliseconds(step(one, batch, tokens, past), args.turns)
                     records.append({"name": name, "what": work, "layers": layers, "ms": ms})
                     print(records[-1])
     return records + extrapolated(records)
+
+
+def _torchao(layers: int, config: Callable[[], Any]) -> nn.Module:
+    """The same model, its linears torchao's, compiled as bfloat16 is."""
+    from torchao.quantization import quantize_
+
+    model = make(layers, EIGHT_B, "cuda")
+    quantize_(model, config())
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def milliseconds(run: Callable[[], Any], turns: int) -> float:

@@ -19,8 +19,12 @@ NOTHING = """**Not yet measured.** No number on this page comes from a GPU: what
 registers and shared memory of each kernel, is in [gpu.md](../gpu.md). The commands, each below nine minutes on an H200:
 
 ```bash
-for part in ceilings decode prefill fused model; do python -m tests.bench.gpu --part $part; done
+for part in ceilings decode prefill peers fused model; do python -m tests.bench.gpu --part $part; done
 ```
+
+Every part says beforehand how many cases it has and what they may take. Peers are torchao's int8, int4 and FP8 linears
+and gemlite's, where they are installed, else named with the reason; `_weight_int4pack_mm`, `_int_mm` and `_scaled_mm`
+are beside every linear. A model's bfloat16 is torch.compile in a CUDA graph, as ours is.
 
 Without a GPU, `python -m tests.bench.gpu --dry` builds every case, tiny, and checks it in Triton's interpreter.
 """
@@ -57,8 +61,10 @@ def page(kept: dict[str, Any]) -> str:
     text = HEAD + f"On a {kept['device']['name']}, torch {kept['device']['torch']}.\n" + TARGETS
     text += "\n## Ceilings\n\n| what | rate |\n|---|---|\n"
     text += "".join(f"| {name} | {_rate(name, rate)} |\n" for name, rate in rates.items())
-    for part in ("decode", "prefill"):
+    for part in ("decode", "prefill", "peers"):
         text += _linears(part, kept.get(part, []), rates)
+    skipped = {name: why for one in kept.get("peers", []) for name, why in one.get("skipped", {}).items()}
+    text += "".join(f"\n{name} was not measured: {why}.\n" for name, why in sorted(skipped.items()))
     text += "\n## Norm and activation with quantize\n\n| kernel | rows | µs | of a copy |\n|---|---|---|---|\n"
     for one in kept.get("fused", []):
         share = one["rate"] / rates["copy"] if "copy" in rates else float("nan")

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpass
 from qpass import pipeline
-from qpass.errors import InputError, RecipeError, UnsupportedError, VerifyError
+from qpass.errors import InputError, NumericsError, RecipeError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
 from qpass.lowering import Region
 from qpass.lowering.cpu import kernels
@@ -152,7 +152,7 @@ def test_kernels_give_the_same_bits(made: Any) -> None:
     lowered = pipeline.run(trace["CAPTURED"], Recipe.parse(RECIPE), pipeline.load_target("cpu"))
     assert not any(isinstance(node.target, Region) for node in lowered["LOWERED"].nodes())
     assert qpass.verify_integer_only(lowered["LOWERED"]) is lowered["LOWERED"]
-    assert lowered.plan is not None and all(line.startswith("kernel") for line in lowered.plan.ops)
+    assert lowered.plan is not None and all(line.startswith(("context", "kernel")) for line in lowered.plan.ops)
     fast = pipeline.build(float_model, lowered)
     ids = torch.randint(2, 96, (2, 13))
     with qpass.integer_guard(fast):
@@ -271,10 +271,30 @@ def test_beyond_the_context_nothing_runs(made: Any) -> None:
         compiled(torch.ones(1, 49, dtype=torch.int64))
     with pytest.raises(InputError, match="`position_ids` up to 48"):
         compiled(torch.ones(1, 2, dtype=torch.int64), position_ids=torch.tensor([[0, 48]]))
+    prompt = torch.ones(1, 46, dtype=torch.int64)
+    for kwargs in ({"max_new_tokens": 4}, {"max_length": 50}, {"max_new_tokens": 4, "do_sample": True}):
+        with pytest.raises(InputError, match=r"46 tokens and up to 4 new ones, .* tables for 48"):
+            compiled.generate(prompt, **kwargs)
+    assert compiled.generate(prompt, max_new_tokens=3, min_new_tokens=3).shape == (1, 49)  # the last is not read
+
+
+def test_a_mask_of_fractions_is_refused(made: Any) -> None:
+    with pytest.raises(InputError, match="`attention_mask` holds other numbers than 0 and 1"):
+        made[2](torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.tensor([[1.0, 0.5]]))
+    made[2](torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.tensor([[0.0, 1.0]]))
+
+
+def test_a_model_is_no_program(made: Any) -> None:
+    with pytest.raises(InputError, match="is no program"):
+        qpass.verify_integer_only(made[2])
+    with pytest.raises(InputError, match="is no program"):
+        qpass.integer_ranges(made[2])
+    with pytest.raises(InputError, match="no stage 'QUANTISED' of this recipe"):
+        made[1]["QUANTISED"]
 
 
 def test_ids_below_zero_do_not_count_from_the_end(made: Any) -> None:
-    with pytest.raises(InputError, match="`input_ids` holds -1, below 0"):
+    with pytest.raises(InputError, match="`input_ids` from -1 to 5, where the model has"):
         made[2](torch.tensor([[5, -1]]))
 
 
@@ -294,12 +314,36 @@ def test_formats_without_an_integer_form_are_named(made: Any, linears: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
-    [("relu2", "'relu_squared' has no integer form"), ("tanh", r"tanh has no integer form \(at .*act_fn, File")],
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu2"}, r"'relu_squared' has no integer form \(at .*mlp.*, File"),
+        ({"hidden_act": "tanh"}, r"tanh has no integer form \(at .*act_fn, File"),
+        ({"attn_implementation": "eager"}, r"attention of kind 'eager' has no integer form \(at .*attn/matmul.*, File"),
+    ],
 )
-def test_ops_without_an_integer_form_are_named(act: str, message: str) -> None:
+def test_ops_without_an_integer_form_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        qpass.trace(model(hidden_act=act), RECIPE, target="reference", until="INTEGER")
+        qpass.trace(model(**changes), RECIPE, target="reference", until="INTEGER")
+
+
+def test_angles_that_depend_on_other_positions_have_no_table() -> None:
+    float_model = model()
+    plain = float_model.model.rotary_emb.forward
+
+    def by_the_last(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(each / (1 + position_ids.amax(-1)[:, None, None]) for each in plain(x, position_ids))
+
+    float_model.model.rotary_emb.forward = by_the_last
+    with pytest.raises(UnsupportedError, match="a rotary embedding whose rows depend on each other"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
+
+
+def test_a_weight_that_is_not_finite_is_named(made: Any) -> None:
+    float_model = model()
+    with torch.no_grad():
+        float_model.model.embed_tokens.weight[3, 4] = torch.inf
+    with pytest.raises(NumericsError, match=r"NaN or Inf in a scale \(at model.embed_tokens.weight\)"):
+        qpass.trace(float_model, RECIPE, target="reference", until="INTEGER")
 
 
 def test_other_models_are_refused_for_what_they_are() -> None:

@@ -6,8 +6,9 @@ import pytest
 import sympy as sp
 import torch
 
-from qpass.numerics.integer import attention, linear, norm
-from qpass.ranges.engine import Engine, Wraps
+from qpass.numerics.integer import attention, linear, norm, sampler
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Wraps
 from qpass.ranges.value import Value, of, of_tensor
 
 K, T, B = sp.symbols("K T B", integer=True, positive=True)
@@ -17,6 +18,8 @@ DOT = K * 2 ** (B - 1) * (2 ** (B - 1) - 1)
 """|sum of K products| of codes of B bits down to -2^(B-1), and weights of B bits."""
 SQUARES = K * (2**16 - 1)
 """Sum of the low halves of K squares of 15 bits; the high halves sum to K · 2^14 at most."""
+MASS = sp.Symbol("V", integer=True, positive=True) * 2**24 * 2**16
+"""Running sums of the sampler's probabilities of V tokens, as parts of 2^16."""
 VALUES = T * 2**15 * 255 * 127
 """sum_j e_j m_j v_j over T tokens, before the shift by 8 and more that a seen key has."""
 
@@ -97,3 +100,17 @@ def test_sums_of_values_are_within_their_closed_form_and_so_is_the_context() -> 
     weighted(most)
     with pytest.raises(Wraps, match="in int64"):
         weighted(2 * most)
+
+
+def kept(vocabulary: int) -> Value:
+    engine = Engine()
+    p = engine.hold(meta((1, vocabulary), torch.int64), of(0, 1 << sampler.PLACES))
+    return engine.look(engine.run(sampler.keep_top_p, p, 60000))
+
+
+def test_top_p_of_the_largest_vocabulary() -> None:
+    (symbol,) = MASS.free_symbols
+    most = greatest(MASS, symbol, sp.Integer(2) ** 63 - 1)
+    assert most == (1 << 23) - 1 and kept(most).hi == 1 << sampler.PLACES
+    with pytest.raises(Wraps, match="in int64"):
+        kept(most + 1)

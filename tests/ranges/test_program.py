@@ -17,7 +17,8 @@ from qpass.errors import InputError, UnsupportedError, VerifyError
 from qpass.graph.program import Program, copy_graph
 from qpass.numerics.integer.marks import case, helper
 from qpass.ranges import Ranges, greatest_context, integer_ranges
-from qpass.ranges.engine import Engine, Wraps
+from qpass.ranges.engine import Engine
+from qpass.ranges.site import Wraps
 from qpass.ranges.value import of
 from tests.ranges.watch import Recorder, contained
 

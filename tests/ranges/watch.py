@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qpass.capture.intercept import Intercept
-from qpass.ranges.engine import WIDTHS, Seen, Site, site_of
+from qpass.ranges.site import WIDTHS, Seen, Site, site_of
 
 NARROW = (torch.int8, torch.int16, torch.int32)
 

@@ -49,6 +49,19 @@ def gelu_argument(x: Tensor, k: Tensor, kind: str) -> Tensor:
     return rsh(rsh(a * slope, 14) * 11819, 9)  # 11819: log2(e) in Q13; Q11 · Q13 -> Q15
 
 
+def sigmoid_of(
+    x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor, table: Tensor
+) -> Tensor:
+    """h of normalized rows, in Q15; arguments as in ``activated``, any kind but relu."""
+    if kind in SMOOTHED:
+        z = gelu_argument(mul_shift(x.abs(), mantissa), k + exponent + shift - 15, SMOOTHED[kind])
+    elif kind in CUBIC:
+        z = gelu_argument(x, k, kind)
+    else:
+        z = sigmoid_argument(x, k, mantissa, shift, exponent)
+    return sigmoid_q15(z, x < 0, table)
+
+
 def activated(
     x: Tensor, k: Tensor, kind: str, mantissa: Tensor, shift: Tensor, exponent: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -57,13 +70,7 @@ def activated(
     x, k = normalize(x, k)
     if kind == "relu":
         return x.clamp(min=0), k
-    if kind in SMOOTHED:
-        z = gelu_argument(mul_shift(x.abs(), mantissa), k + exponent + shift - 15, SMOOTHED[kind])
-    elif kind in CUBIC:
-        z = gelu_argument(x, k, kind)
-    else:
-        z = sigmoid_argument(x, k, mantissa, shift, exponent)
-    return mul_shift(x, sigmoid_q15(z, x < 0, table)), k
+    return mul_shift(x, sigmoid_of(x, k, kind, mantissa, shift, exponent, table)), k
 
 
 def gated(

@@ -21,8 +21,9 @@ def channel_codes(x: Tensor, k: Tensor, channels: Tensor) -> Tensor:
     inverse, exponent, zero, _ = channels.unbind(0)
     x, k = normalize(x, k)
     y, places = mul_shift(x, inverse), k + exponent - 15
-    y = torch.where(places < 0, y.clamp(-_BEYOND, _BEYOND), y)
-    return (rsh(y, places.clamp(min=-20)) + zero).clamp(0, MOST) - zero
+    left = y.clamp(-_BEYOND, _BEYOND) << (-places).clamp(0, 20)
+    y = torch.where(places < 0, left, rsh(y, places.clamp(min=0)))
+    return (y + zero).clamp(0, MOST) - zero
 
 
 def aligned(x: Tensor, k: Tensor, channels: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from qpass.numerics.integer.exp2 import exp2_negative, to_q15
 from qpass.numerics.integer.shift import mul_shift
 
-_LEAST = -(2**30)  # below every score, and near enough to take one from it
+LEAST = -(2**30)
+"""Below every score, and near enough to take one from it."""
 
 
 def softmax_numerators(
@@ -28,7 +29,7 @@ def softmax_numerators(
         table: ``exp2.TABLE``.
         clip: base-2 Q15 distance from the maximum from which on e is 0; 0 for none.
     """
-    top = torch.where(keep, scores, torch.full_like(scores, _LEAST)).amax(-1, keepdim=True)
+    top = torch.where(keep, scores, torch.full_like(scores, LEAST)).amax(-1, keepdim=True)
     distance = (top - scores).clamp(min=0)  # not negative where it is read
     z = to_q15(mul_shift(distance, c_mantissa), c_exponent - 30)
     kept = keep & (z < clip) if clip else keep

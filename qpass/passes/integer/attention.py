@@ -16,6 +16,8 @@ from qpass.passes.integer.dyadics import LOG2E
 from qpass.passes.integer.positions import angle_table
 from qpass.passes.integer.state import Row, State, refused
 
+_SDPA = "load the model with attn_implementation='sdpa', if it adds nothing else to the scores"
+
 
 def rotary(state: State, node: fx.Node) -> Row:
     """The rule of qpass.rotary."""
@@ -51,8 +53,7 @@ def _mask(state: State, mask: Any, node: fx.Node) -> fx.Node | None:
         return None
     value = mask.meta["val"]
     if value.dtype != torch.bool:
-        raise refused("an attention mask that is added to the scores has no integer form", node,
-                      "load the model with attn_implementation='sdpa'")  # fmt: skip
+        raise refused("an attention mask that is added to the scores has no integer form", node, _SDPA)
     if value.dim() != 4 or value.shape[1] != 1:
         raise refused(f"an attention mask of shape {list(value.shape)} has no integer form", node)
     return state.plain(mask, node)
@@ -76,4 +77,13 @@ def attention(state: State, node: fx.Node) -> Row:
     return state.rows(ops.integer_attention, *args, state.table(), *scaling, like=node)
 
 
-RULES = {ops.rotary: rotary, ops.cache_update: cache_update, ops.attention: attention}
+def eager(state: State, node: fx.Node) -> Row:
+    """The rule of qpass.eager_attention, whose mask is added to the scores: there is none."""
+    cap = node.args[5] if len(node.args) > 5 else 0.0
+    if cap:
+        raise refused(f"attention with scores capped by tanh at {cap} has no integer form", node)
+    raise refused("attention of kind 'eager' has no integer form", node, _SDPA)
+
+
+RULES = {ops.rotary: rotary, ops.cache_update: cache_update, ops.attention: attention,
+         ops.eager_attention: eager}

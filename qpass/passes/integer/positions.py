@@ -37,14 +37,18 @@ def angle_table(state: State, node: Any, user: fx.Node) -> fx.Node:
 
 def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
     """table[positions] for a value of shape [batch, seq, D]."""
-    value, count = node.meta["val"], state.options.context
+    value, count = node.meta["val"], state.options.positions
     sources = [source for source in _placeholders(node) if not source.meta["val"].dtype.is_floating_point]
     by_value = [source for source in sources if source in _read(node)]
     if value.dim() != 3 or len(by_value) != 1 or by_value[0].meta["val"].dim() != 2:
         raise refused("a rotary embedding that is no function of positions has no integer form", user)
     positions = by_value[0]
     computed = _evaluate(state, node, positions, torch.arange(count, device=state.device)[None])
-    if computed.shape != (1, count, value.shape[-1]):
+    alone = [(_evaluate(state, node, positions, torch.tensor([[place]], device=state.device)), place)
+             for place in {0, count // 2}]  # what depends on the greatest position is seen in both
+    if computed.shape != (1, count, value.shape[-1]) or not all(
+        torch.allclose(row[0, 0], computed[0, place], rtol=0, atol=2.0**-PLACES) for row, place in alone
+    ):
         raise refused("a rotary embedding whose rows depend on each other has no integer form", user)
     if float(computed.abs().max()) >= 2:
         raise refused("a rotary embedding that scales by 2 or more has no integer form", user)

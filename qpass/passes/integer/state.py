@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass import ops
-from qpass.errors import UnsupportedError
+from qpass.errors import NumericsError, UnsupportedError
 from qpass.formats.integer import Integer
 from qpass.graph.program import Derived, Param, Program
 from qpass.graph.values import op_name
@@ -137,7 +137,7 @@ class State:
         found = []
         for number, (part, shape, dtype) in enumerate(parts):
             like = torch.empty(tuple(shape), dtype=dtype, device="meta")
-            derived = Derived(tuple(sources), _Part(compute, number), like)
+            derived = Derived(tuple(sources), _Part(compute, number, ", ".join(sources)), like)
             found.append(self.param(f"{base}.{part}", derived, what))
         return tuple(found)
 
@@ -171,9 +171,13 @@ class _Part:
 
     compute: Callable[..., Sequence[Tensor]]
     number: int
+    where: str
 
     def __call__(self, *sources: Tensor) -> Tensor:
-        return self.compute(*sources)[self.number]
+        try:
+            return self.compute(*sources)[self.number]
+        except NumericsError as error:  # which knows the numbers, and not whose they are
+            raise NumericsError(error.what, where=error.where or self.where, fix=error.fix) from error
 
 
 def refused(what: str, node: fx.Node, fix: str = "") -> UnsupportedError:

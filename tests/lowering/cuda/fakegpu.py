@@ -6,6 +6,7 @@ import contextlib
 import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,11 +24,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
 from qpass.graph.program import Program, copy_graph
-from qpass.lowering.inductor.buckets import OPTIONS, compile_bucket, our_choices
+from qpass.lowering.cuda import tiles
+from qpass.lowering.inductor.buckets import compile_bucket, our_choices
 from qpass.lowering.inductor.compile import as_module
+from qpass.lowering.inductor.modes import options
 
 SETTINGS = {
-    **OPTIONS, "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True, "compile_threads": 1,
+    **options(bucket=tiles.FEW), "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True,
+    "compile_threads": 1,
     "joint_graph_constant_folding": False, "shape_padding": False,  # both run kernels
 }  # fmt: skip
 
@@ -70,6 +74,7 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[None]:
         (cuda.Worker, "get_device_properties", staticmethod(lambda *a, **k: properties)),
         (cuda.Worker, "current_device", staticmethod(lambda: 0)),
         # the method asks for a CUDA build before it dispatches, the operator does not
+        (has_triton, "has_triton_tma_device", lambda: capability >= (9, 0)),
         (torch.Tensor, "copy_", lambda self, other, *rest: torch.ops.aten.copy_.default(self, other)),
     ]  # fmt: skip
     if not device_interface._device_initialized:
@@ -100,18 +105,21 @@ def _driver(capability: tuple[int, int]) -> Any:
     )  # fmt: skip
 
 
-def code_for(program: Program, inputs: Sequence[Any], capability: tuple[int, int] = (9, 0)) -> str:
+def code_for(
+    program: Program, inputs: Sequence[Any], capability: tuple[int, int] = (9, 0), prefer: str = ""
+) -> str:
     """The Python that Inductor writes for a LOWERED program on a GPU.
 
     Args:
         program: planned on any device; its constants' devices are replaced.
         inputs: (shape, dtype) of the flat inputs.
+        prefer: as in ``code_of_bucket``.
     """
     module = as_module(program)
     weights = [(tuple(node.meta["val"].shape), node.meta["val"].dtype)
                for node in module.graph.nodes if node.op == "placeholder"][: len(program.used_params())]  # fmt: skip
     _on_cuda(module)
-    return _code(module, [*weights, *inputs], capability)
+    return _code(module, [*weights, *inputs], capability, prefer)
 
 
 def _on_cuda(module: fx.GraphModule) -> None:
@@ -121,11 +129,17 @@ def _on_cuda(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def code_of_bucket(program: Program, bucket: int | None, capability: tuple[int, int] = (9, 0)) -> str:
-    """What ``compile_bucket`` would compile: the program's own symbolic sizes, on a GPU."""
+def code_of_bucket(
+    program: Program, bucket: int | None, capability: tuple[int, int] = (9, 0), mode: str | None = None,
+    seen: Callable[[GraphLowering], Any] = lambda graph: None, prefer: str = "",
+) -> str:  # fmt: skip
+    """What ``compile_bucket`` would compile: the program's own symbolic sizes, on a GPU.
+
+    ``seen`` is called with Inductor's graph; of the templates for a dot the first with ``prefer`` in its code is taken.
+    """
     modes = {node.meta["val"].fake_mode for node in program.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")}
-    (mode,) = modes
-    with fake_gpu(capability), mode:
+    (fake,) = modes
+    with fake_gpu(capability), fake:
         graph, _ = copy_graph(program.graph)
         for node in graph.nodes:
             node.args, node.kwargs = (torch.fx.node.map_aggregate(part, _moved) for part in (node.args, node.kwargs))
@@ -133,33 +147,43 @@ def code_of_bucket(program: Program, bucket: int | None, capability: tuple[int, 
                 kind = {"dtype": value.dtype, "device": "cuda"}
                 node.meta["val"] = torch.empty_strided(value.shape, value.stride(), **kind)
     moved = program.with_graph(graph)
-    return _captured(lambda: compile_bucket(moved, bucket), capability, contextlib.nullcontext())
+    run = lambda: compile_bucket(moved, bucket, mode)  # noqa: E731
+    return _captured(run, capability, contextlib.nullcontext(), seen, prefer)
 
 
 def _moved(argument: Any) -> Any:
     return torch.device("cuda", 0) if isinstance(argument, torch.device) else argument
 
 
-def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int]) -> str:
+def _code(module: fx.GraphModule, inputs: Sequence[Any], capability: tuple[int, int], prefer: str = "") -> str:
     def run() -> None:
         tensors = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in inputs]
         torch.compile(module, fullgraph=True, dynamic=False)(*tensors)
 
-    return _captured(run, capability, FakeTensorMode())
+    return _captured(run, capability, FakeTensorMode(), prefer=prefer)
 
 
-def _captured(run: Callable[[], Any], capability: tuple[int, int], mode: Any) -> str:
+def _source(choice: Any) -> str:
+    return Path(choice.bmreq.module_path).read_text() if hasattr(choice, "bmreq") else ""
+
+
+def _captured(
+    run: Callable[[], Any], capability: tuple[int, int], mode: Any,
+    seen: Callable[[GraphLowering], Any] = lambda graph: None, prefer: str = "",
+) -> str:  # fmt: skip
     """The Python that Inductor writes while ``run`` compiles; the compilation is stopped there."""
     found: list[str] = []
 
     def stop(graph: GraphLowering) -> None:
         found.append(graph.codegen()[0].value)
+        seen(graph)
         raise _Stop
 
     choose = select_algorithm.AlgorithmSelectorCache.__call__
 
     def first(self: Any, name: str, choices: Any, *args: Any, **kwargs: Any) -> Any:
-        kept = [one for one in choices if isinstance(one, select_algorithm.TritonTemplateCaller)][:1] or choices[:1]
+        ours = [one for one in choices if isinstance(one, select_algorithm.TritonTemplateCaller)] or choices
+        kept = ([one for one in ours if prefer and prefer in _source(one)] or ours)[:1]
         return choose(self, name, kept, *args, **kwargs)
 
     torch._dynamo.reset()

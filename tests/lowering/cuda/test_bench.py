@@ -9,14 +9,31 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.bench import gpu, gpu_model, gpu_page
-from tests.bench.gpu_cases import FORMS, SHAPES
+from tests.bench import gpu, gpu_model, gpu_page, gpu_peers
+from tests.bench.gpu_cases import FORMS, SHAPES, Linear
+from tests.bench.gpu_integer import TINY, cases
 
 
 def test_every_case_is_right() -> None:
     records = gpu.dry()
-    assert {record["form"] for record in records} == set(FORMS)
+    assert {record["form"] for record in records if "form" in record} == set(FORMS)
+    assert {record["integer"] for record in records if "integer" in record} == set(cases(TINY, 1, "cpu"))
     assert all(record["kernel"].startswith("cuda.") for record in records)
+
+
+def test_every_peer_is_made_or_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = Linear(FORMS["w4a16-g128"], (48, 256), 1, 1, "cpu", 0)
+    monkeypatch.setattr(gpu_peers.importlib.util, "find_spec", lambda name: None)
+    for form, names in gpu_peers.PEERS.items():
+        calls, skipped = gpu_peers.peers(form, linear, 1)
+        assert calls == {} and skipped == {name: f"{package} is not installed" for name, package in names.items()}
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_a_part_says_what_it_may_take(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu", "--part", part])
+    text = gpu.estimate(gpu._arguments())
+    assert text.startswith(f"{part}: ") and "minutes by guess" in text and "no case begins after 8.5 minutes" in text
 
 
 def test_the_page_without_and_with_results() -> None:

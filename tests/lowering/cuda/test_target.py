@@ -17,7 +17,7 @@ from qpass.formats import Format, Scheme
 from qpass.lowering import Case
 from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.capability import Capability
-from qpass.lowering.cuda.kernels import kernels
+from qpass.lowering.cuda.kernels import compiles_bf16, kernels
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.inductor.buckets import rows_of, sources
 from qpass.lowering.triton import register_order
@@ -94,6 +94,32 @@ def test_too_many_inputs_for_int32() -> None:
     kernel = kernels(SM90)[0]
     assert kernel.refuses(case("w8a8-int8", (16, 65793))) is None
     assert kernel.refuses(case("w8a8-int8", (16, 65794))) == "65794 inputs could overflow int32"
+
+
+@pytest.mark.parametrize(("scheme", "name"), [*PICKS.items(), *FP8_PICKS.items()])
+def test_what_gfx942_gets(scheme: str, name: str) -> None:
+    found, refusals = choice(scheme, "rocm")
+    assert (found, refusals) == choice(scheme, "cuda:gfx942")
+    if scheme.startswith("w4a16") and not compiles_bf16(Capability.parse("gfx942")):
+        assert found == "reference.dequantize" and "does not compile its kernel for gfx942" in refusals[0]
+    elif scheme in PICKS:
+        assert (found, refusals) == (name, [])
+    else:
+        assert found == "reference.dequantize"
+        assert refusals == [f"{name}: gfx942's FP8 is E4M3FNUZ, whose bytes mean other values than E4M3's"]
+
+
+@pytest.mark.parametrize("scheme", PICKS)
+def test_another_amd_processor_is_refused(scheme: str) -> None:
+    found, refusals = choice(scheme, "rocm:gfx90a")
+    assert found == "reference.dequantize"
+    assert refusals[0].startswith(f"{PICKS[scheme]}: ")
+    assert "it is compiled and checked for gfx942, not for gfx90a" in refusals[0] or "Triton 3.6" in refusals[0]
+
+
+def test_the_plan_for_rocm() -> None:
+    text = str(qpass.plan(model(), "w8a8-int8", args=(torch.zeros(2, 256),), target="rocm"))
+    assert "on target cuda:gfx942" in text and "cuda.int8_linear" in text
 
 
 def test_without_triton_every_kernel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from qpass.errors import UnsupportedError
-from qpass.lowering.cuda.kernels import load
+from qpass.formats import Scheme
+from qpass.lowering import Case
+from qpass.lowering.cuda.capability import Capability
+from qpass.lowering.cuda.kernels import compiles_bf16, kernels, load
 from qpass.lowering.triton.compile_only import compile_for
 from qpass.lowering.triton.dequantize import dequantize_bf16_kernel, dequantize_fp8_kernel
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
@@ -31,7 +36,7 @@ HOPPER = [
     ("w4a8_fp8", {"real": True}, FP8, 1.9, 128),
     ("int8", {}, INT8, 1.4, 64),
     ("fp8", {}, FP8, 1.4, 64),
-    ("fp8_block", {}, FP8, 1.5, 80),
+    ("fp8_block", {}, FP8, 1.55, 80),
 ]
 IDS = [name + "".join(f"-{value}" for value in options.values()) for name, options, *_ in HOPPER]
 
@@ -88,11 +93,19 @@ def test_the_other_gpus_order_of_neighbors_is_seen(target: str, near: int) -> No
     assert unpacked == 16 and direct == 0
 
 
-@pytest.mark.parametrize("name", ["w4a16", "int8", "fp8"])
+GFX942 = Capability.parse("gfx942")
+AMD = {"w4a16": "v_mfma_f32_16x16x16_bf16", "w4a8_int8": "v_mfma_i32_16x16x32_i8", "int8": "v_mfma_i32_16x16x32_i8"}
+
+
+@pytest.mark.parametrize("name", AMD)
 def test_gfx942_compiles(name: str) -> None:
-    found = properties(built(name, 16, "gfx942")[0])
-    kinds = {"w4a16": "v_mfma_f32_16x16x16_bf16", "int8": "v_mfma_i32_16x16x32_i8"}
-    assert found.matrix == {kinds.get(name, "v_mfma_f32_16x16x32_fp8_fp8")}
+    """Every kernel that the target ``rocm`` picks."""
+    if name == "w4a16" and not compiles_bf16(GFX942):
+        pytest.skip(str(kernels(GFX942)[3].refuses(Case(64, 128, Scheme.parse("w4a16-g128"), torch.bfloat16))))
+    kernel, _ = built(name, 16, "gfx942")
+    assert {found.removesuffix("_1k") for found in properties(kernel).matrix} == {AMD[name]}
+    spilled = re.findall(r"vgpr_spill_count:\s+(\d+)", kernel.assembly)
+    assert kernel.shared <= 65536 and all(int(count) <= 16 for count in spilled)  # 0 with Triton 3.7, 16 with 3.6
 
 
 def test_weights_are_written_out_in_wide_stores() -> None:

@@ -141,6 +141,17 @@ def test_plain_activations_of_the_same_codes(kind: str) -> None:
     assert bool(((got - oracle(grid)).abs() <= grid.abs() * (0.5 / 128 + 3e-4) + 1e-6).all())
 
 
+@pytest.mark.parametrize(("kind", "approximate"), [("smoothed_gelu", "none"), ("smoothed_gelu_tanh", "tanh")])
+def test_smoothed_gelu_of_the_same_codes(kind: str, approximate: str) -> None:
+    """FSBR's x · Phi(x v): the polynomial is of x v, as in mode ``precise``."""
+    x, v = torch.randn(200, 256, dtype=torch.float64) * 3, torch.rand(256, dtype=torch.float64) * 1.9 + 0.1
+    got = real(*activated(*rows_of(x), kind, *vector(v), TABLE_T))
+    d, m, k = eight_bits(*rows_of(x))
+    grid = real(d * m, k)
+    want = F.gelu(grid * v, approximate=approximate) / v
+    assert bool(((got - want).abs() <= grid.abs() * (0.5 / 128 + 3e-4) + 1e-6).all())
+
+
 @pytest.mark.parametrize("width", [64, 4096])
 def test_norm_of_the_same_codes(width: int) -> None:
     """Ratios of scales with eight fraction bits: 2e-4 of the norm, where whole ones are off by up to 0.24."""

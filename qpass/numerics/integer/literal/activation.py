@@ -27,8 +27,8 @@ def sigmoid(d: Tensor, m: Tensor, k: Tensor, alpha: Tensor) -> Tensor:
     x = torch.div(d, alpha, rounding_mode="floor")
     top = x.amax(-1, keepdim=True).clamp(min=0)
     m, k = m.to(torch.int64), k.to(torch.int64)
-    e, e0 = di_exp(x - top, m, k)[0], di_exp(-top, m, k)[0]
-    return (e << PLACES) // (e + e0).clamp(min=1)
+    e, e0 = di_exp((x - top).clamp(max=0), m, k)[0], di_exp(-top, m, k)[0]
+    return ((e << PLACES) // (e + e0).clamp(min=1)).clamp(max=1 << PLACES)
 
 
 def _product(x: Tensor, k: Tensor, kind: str, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:

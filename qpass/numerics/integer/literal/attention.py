@@ -12,6 +12,7 @@ from qpass.numerics.integer.attention import Weights, attend
 from qpass.numerics.integer.literal.exp import di_exp
 from qpass.numerics.integer.literal.requant import scale_of
 from qpass.numerics.integer.paper.attention import span
+from qpass.numerics.integer.softmax import LEAST
 
 MOST = 255
 OUT = 7
@@ -23,16 +24,16 @@ def probabilities(
 ) -> Tensor:
     """p int32 [..., S], 0 to 2^7; rows sum to 2^7 less what was floored. ``clip``, scores times c: not in base 2."""
     del table
-    top = torch.where(keep, scores, torch.full_like(scores, -(2**31) + 1)).amax(-1, keepdim=True)
-    distance = torch.where(keep, top - scores, torch.zeros_like(scores))
+    top = torch.where(keep, scores, torch.full_like(scores, LEAST)).amax(-1, keepdim=True)
+    distance = torch.where(keep, top - scores, torch.zeros_like(scores)).clamp(min=0)
     extent = distance.amax(-1, keepdim=True).clamp(min=1)
     if clip:
         extent = torch.minimum(extent, span(clip, c_mantissa, c_exponent))
-    wide, distance = extent.to(torch.int64), torch.minimum(distance, extent).to(torch.int64)
+    wide, above = extent.to(torch.int64), (extent - torch.minimum(distance, extent)).to(torch.int64)
     m, k = scale_of(wide, c_mantissa.to(torch.int64), c_exponent.to(torch.int64), MOST)
-    x = (wide - distance) * MOST // wide - MOST
+    x = (above * MOST // wide).clamp(max=MOST) - MOST
     e = torch.where(keep, di_exp(x, m, k)[0], torch.zeros_like(x))
-    return ((e << OUT) // e.sum(-1, keepdim=True).clamp(min=1)).to(torch.int32)
+    return ((e << OUT) // e.sum(-1, keepdim=True).clamp(min=1)).clamp(max=1 << OUT).to(torch.int32)
 
 
 def _weights(

@@ -8,6 +8,7 @@ temperature, and the result has no more bits than t.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 LONGEST = 40
@@ -27,4 +28,4 @@ def di_exp(x: Tensor, m: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     step = ((power * (k >= 0) + (scaled >> 1)) // scaled).clamp(min=1)
     q = (-x) // step
     r = x + q * step
-    return ((r >> 1) + step) >> q.clamp(max=62), step
+    return torch.minimum((r >> 1) + step, step).clamp(min=0) >> q.clamp(max=62), step  # -t < r <= 0

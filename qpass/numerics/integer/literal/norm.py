@@ -26,7 +26,7 @@ def _divided(x: Tensor) -> tuple[Tensor, Tensor]:
     n = x.shape[-1]
     wide = x.to(torch.int64)
     root = isqrt((wide * wide).sum(-1, keepdim=True), 31).clamp(min=1)
-    y = ((wide.abs() << _PLACES) // root).to(torch.int32)
+    y = ((wide.abs() << _PLACES) // root).clamp(max=1 << _PLACES).to(torch.int32)  # no |x| is above the root
     y = torch.where(x < 0, -y, y)
     places = 15 - math.isqrt(n).bit_length()
     return mul_shift(y << 7, round(math.sqrt(n) * 2**places)), torch.full_like(x[..., :1], _PLACES + places - 8)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.numerics.integer.marks import case, helper
 from qpass.numerics.integer.quantize import code_offset, quantize_rows
 from qpass.numerics.integer.rows import normalize
 from qpass.numerics.integer.shift import msb
@@ -20,14 +21,14 @@ MANTISSA = 8
 _UP = 46
 
 
+@helper
 def scale_of(extent: Tensor, m: Tensor, k: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """(m_y, k_y), int64, of the scale R m / (D 2^K). extent: int64 R >= 1, R · m below 2^46; ``most``: D <= 255."""
     product = extent * m
     quotient = torch.full_like(product, (256 * most) << _UP) // product
-    k_y = msb(quotient) + k - _UP
-    drop = k - k_y
+    drop = _UP - case(msb(quotient))
     m_y = (product // most >> drop.clamp(0, 62)) << (-drop).clamp(0, 62)
-    return m_y, k_y
+    return m_y, k - drop
 
 
 def requant(p: Tensor, m: Tensor, k: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +44,7 @@ def requant(p: Tensor, m: Tensor, k: Tensor, most: int) -> tuple[Tensor, Tensor,
     m_y, k_y = scale_of(extent, m, k, most)
     # a division that floors a negative number: the zero point's, for rows of positive numbers
     zero = torch.div(-low * most, extent, rounding_mode="floor")
-    return (p - low) * most // extent, zero, m_y, k_y
+    return ((p - low) * most // extent).clamp(max=most), zero, m_y, k_y  # no p - low is above the extent
 
 
 def quantize(

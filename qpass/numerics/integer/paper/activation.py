@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qpass.numerics.integer.activation import CUBIC, gelu_argument, sigmoid_argument, sigmoid_q15
+from qpass.numerics.integer.activation import sigmoid_of
 from qpass.numerics.integer.quantize import quantize_rows
 from qpass.numerics.integer.rows import normalize
 from qpass.numerics.integer.shift import mul_shift, rsh
@@ -24,8 +24,7 @@ def _sigmoid(
 ) -> Tensor:
     """h(d · m · 2^-k), 0 to 2^7."""
     x, k = normalize(d * m, k)
-    z = gelu_argument(x, k, kind) if kind in CUBIC else sigmoid_argument(x, k, mantissa, shift, exponent)
-    return rsh(sigmoid_q15(z, x < 0, table), 15 - PLACES)
+    return rsh(sigmoid_of(x, k, kind, mantissa, shift, exponent, table), 15 - PLACES)
 
 
 def _product(

@@ -12,6 +12,7 @@ from qpass.numerics.integer.attention import Weights, attend
 from qpass.numerics.integer.exp2 import exp2_negative, to_q15
 from qpass.numerics.integer.quantize import quantize_rows
 from qpass.numerics.integer.shift import mul_shift, rsh
+from qpass.numerics.integer.softmax import LEAST
 
 MOST = 255
 _MANTISSA = 8
@@ -39,16 +40,16 @@ def probabilities(
 
     ``clip``: base-2 Q15; a score beyond counts as one at the clip, as published; 0 for the whole range of the row.
     """
-    top = torch.where(keep, scores, torch.full_like(scores, -(2**31) + 1)).amax(-1, keepdim=True)
-    below = torch.where(keep, scores - top, torch.zeros_like(scores)).clamp(min=1 - _FARTHEST)
+    top = torch.where(keep, scores, torch.full_like(scores, LEAST)).amax(-1, keepdim=True)
+    below = torch.where(keep, scores - top, torch.zeros_like(scores)).clamp(1 - _FARTHEST, 0)
     if clip:
         below = torch.maximum(below, -span(clip, c_mantissa, c_exponent))
     codes, zero, m, k = quantize_rows(below, torch.zeros_like(top), 8, False, _MANTISSA)
-    distance = (zero - codes) * m  # 16 bits
+    distance = (zero - codes).clamp(min=0) * m  # 16 bits
     z = to_q15(mul_shift(distance << 14, c_mantissa), k + c_exponent - 16)
     e = torch.where(keep, exp2_negative(z, table), torch.zeros_like(z))
     total = e.sum(-1, keepdim=True, dtype=torch.int64).clamp(min=1)
-    return ((e.to(torch.int64) * MOST + (total >> 1)) // total).to(torch.int32)
+    return ((e.to(torch.int64) * MOST + (total >> 1)) // total).clamp(max=MOST).to(torch.int32)
 
 
 def _weights(

@@ -1,0 +1,91 @@
+"""A quantized model as one file that runs without qpass: an AOTInductor package, and what it calls beside it.
+
+    qpass.package(model, "w8a8-int8", "model.pt2", args=(x,))   writes model.pt2, model.json, model.ops.so
+    run = qpass.load_package("model.pt2"); (y,) = run(x)
+
+A package takes and gives flat tensors, in the order that ``model.json`` names: those of the module's call, and for a
+causal language model its cache too. Sizes that were dynamic stay so. Without qpass, in Python or C++, load the library
+of operators first: ``torch.ops.load_library("model.ops.so")``, then ``torch._inductor.aoti_load_package("model.pt2")``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qpass import pipeline
+from qpass.errors import InputError, UnsupportedError
+from qpass.lowering import Packager, Target
+from qpass.pipeline import RecipeLike
+
+
+def package(
+    model: nn.Module, recipe: RecipeLike, path: str | Path, args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None, *, target: str = "cpu", dynamic_shapes: Any = None,
+    calibration: Iterable[Any] | None = None, progress: Any = None,
+) -> Path:  # fmt: skip
+    """Write ``model``, quantized and compiled for this machine's kind, into ``path``.
+
+    Args:
+        path: ends in ``.pt2``. ``.json`` beside it names inputs, outputs and the target; ``.ops.so`` beside it has the
+            operators that the package calls, where it calls any.
+        model, recipe, args, kwargs, target, dynamic_shapes, calibration, progress: as in ``qpass.compile``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: another ending, or a folder that is not there.
+        UnsupportedError: the target has no packages, or not of such a program; others as ``qpass.compile``.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise InputError(f"a package is a file that ends in .pt2, not {path.name!r}", fix=f"use {path.stem}.pt2")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}", fix="make it first")
+    found = pipeline.load_target(target)
+    packager = _packager(found)
+    found.check()
+    result = pipeline.trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes,
+                            calibration=calibration, progress=progress)  # fmt: skip
+    lowered = result["LOWERED"]
+    library = packager.save(lowered, path)
+    if library is not None:
+        shutil.copyfile(library, path.with_suffix(".ops.so"))
+    inputs = [{"name": one.name, "type": str(one)} for one in lowered.call.inputs]
+    about = {
+        "target": target, "recipe": str(recipe), "torch": torch.__version__, "inputs": inputs,
+        "outputs": list(lowered.call.outputs), "operators": None if library is None else f"{path.stem}.ops.so",
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    return path
+
+
+def load_package(path: str | Path) -> Callable[..., tuple[Any, ...]]:
+    """The function in a package that ``package`` wrote: flat tensors in, a flat tuple out.
+
+    Raises:
+        InputError: a file that is not there, or is of another version of torch.
+    """
+    path = Path(path)
+    about = path.with_suffix(".json")
+    for file in (path, about):
+        if not file.is_file():
+            raise InputError(f"there is no file {file}", fix="write it with qpass.package")
+    facts = json.loads(about.read_text())
+    if facts["torch"] != torch.__version__:
+        raise InputError(f"the package was made by torch {facts['torch']}, this is {torch.__version__}",
+                         where=str(path), fix="make it again with qpass.package")  # fmt: skip
+    return _packager(pipeline.load_target(facts["target"])).load(path)
+
+
+def _packager(target: Target) -> Packager:
+    if target.packager is None:
+        raise UnsupportedError(f"the target {target.name} makes no packages", fix='use target="cpu"')
+    return target.packager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -290,8 +289,8 @@ class Plan:
         attention = attention_rows(self.attention)
         lines += table(TITLES, fold_rows(attention)) if attention else []
         lines += [f"method {text}" for text in (self.methods if full else brief(self.methods))]
-        notes = _fold_notes((name, note) for name, choice in self.choices for note in choice.notes)
-        lines += [f"note: {note}" for note in notes]
+        notes = fold_rows([(name, note) for name, choice in self.choices for note in choice.notes])
+        lines += [f"note: {name}: {note}" for name, note in notes]
         every = [part for _, choice in self.choices for part in (choice, *choice.branch)]
         kernels = {choice.kernel.name: choice.kernel.rows for choice in every if choice.kernel}
         lines += [f"kernel {name}: {rows}" for name, rows in sorted(kernels.items())]
@@ -379,8 +378,3 @@ def fold_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         match = _LAYER.search(name)
         groups.setdefault((_LAYER.sub(".*.", name, count=1), *rest), []).append(int(match[1]) if match else 0)
     return [(name.replace(".*.", f".{spans(numbers)}."), *rest) for (name, *rest), numbers in groups.items()]
-
-
-def _fold_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
-    rows = fold_rows([(name, note) for name, note in notes])
-    return [f"{name}: {note}" for name, note in rows]

@@ -38,6 +38,17 @@ def op_name(target: Any) -> str:
     return str(name) if namespace == "aten" else f"{namespace}.{name}"
 
 
+def ancestors(*nodes: fx.Node) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
+    found, pending = set(nodes), list(nodes)
+    while pending:
+        for arg in pending.pop().all_input_nodes:
+            if arg not in found:
+                found.add(arg)
+                pending.append(arg)
+    return found
+
+
 def assign_names(graph: fx.Graph) -> None:
     """Give every node without one a unique ``meta['name']``. Names that exist stay as they are."""
     singles = _single_results(graph)

@@ -27,6 +27,7 @@ from torch import Tensor, fx
 from qpass.errors import QPassError
 from qpass.formats import Format
 from qpass.graph.program import Program
+from qpass.graph.values import ancestors
 from qpass.numerics import codec
 from qpass.numerics.hessian import Inputs
 from qpass.observe.moments import StreamMoments
@@ -134,7 +135,7 @@ class _Route:
     def _cut(self, nodes: list[fx.Node]) -> None:
         """Stops, each just before the first linear that reads its value, and the last use of every value."""
         first = {linears[0]: key for key, linears in self.linears.items()}
-        self.needed = _ancestors([key[0] for key in self.linears])
+        self.needed = ancestors(*(key[0] for key in self.linears))
         self.stops: list[tuple[list[fx.Node], Key]] = []
         self.frees: dict[fx.Node, list[fx.Node]] = {}
         self.last_stop: dict[str, int] = {}
@@ -153,18 +154,6 @@ class _Route:
                     self.last_stop[str(source.target)] = len(self.stops)
         for source, node in last.items():
             self.frees.setdefault(node, []).append(source)
-
-
-def _ancestors(values: Sequence[Any]) -> set[fx.Node]:
-    """The values and all that they are computed from."""
-    found: set[fx.Node] = set()
-    pending = list(values)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found
 
 
 def _weight(linear: fx.Node) -> str:

@@ -14,6 +14,7 @@ from torch import fx
 
 from qpass import ops
 from qpass.graph.program import Program
+from qpass.graph.values import ancestors
 from qpass.ranges.engine import Engine
 from qpass.ranges.nodes import (
     Extents,
@@ -80,7 +81,7 @@ def _most(program: Program, lookup: Lookup, context: int) -> int:
 def _bounds(program: Program, index: fx.Node, context: int) -> Value:
     """Bounds of indices for 1 to ``context`` tokens. Raises UnsupportedError where they hang on more than inputs."""
     engine, extents, sizes = Engine(), Extents(program, context), sizes_for(context)
-    needed, known = _ancestors(index), dict[fx.Node, Any]()
+    needed, known = ancestors(index), dict[fx.Node, Any]()
     for number, node in enumerate(program.graph.nodes):
         if node not in needed:
             continue
@@ -93,13 +94,3 @@ def _bounds(program: Program, index: fx.Node, context: int) -> Value:
         else:
             known[node] = called(engine, program, node, known, extents)
     return engine.look(known[index])
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        for arg in pending.pop().all_input_nodes:
-            if arg not in found:
-                found.add(arg)
-                pending.append(arg)
-    return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.graph.values import op_name
+from qpass.graph.values import ancestors, op_name
 from qpass.numerics.integer.rotary import PLACES
 from qpass.passes.integer.state import State, refused
 
@@ -59,23 +59,13 @@ def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
     return state.call(aten.index.Tensor, held, [index], like=node, val=state.type(value.shape, torch.int16))
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        for arg in pending.pop().all_input_nodes:
-            if arg not in found:
-                found.add(arg)
-                pending.append(arg)
-    return found
-
-
 def _placeholders(node: fx.Node) -> list[fx.Node]:
-    return [source for source in _ancestors(node) if source.op == "placeholder"]
+    return [source for source in ancestors(node) if source.op == "placeholder"]
 
 
 def _read(node: fx.Node) -> set[fx.Node]:
     """The placeholders whose elements are read, not only their sizes."""
-    every = _ancestors(node)
+    every = ancestors(node)
     return {source for source in every if source.op == "placeholder"
             and any(user in every and user.target is not aten.sym_size.int for user in source.users)}  # fmt: skip
 
@@ -83,7 +73,7 @@ def _read(node: fx.Node) -> set[fx.Node]:
 def _evaluate(state: State, node: fx.Node, positions: fx.Node, value: Tensor) -> Tensor:
     """The float value of ``node`` for those positions, each op as the float program has it."""
     known: dict[fx.Node, Any] = {positions: value}
-    every = _ancestors(node)
+    every = ancestors(node)
     for source in state.program.graph.nodes:
         if source not in every or source in known:
             continue

@@ -29,6 +29,7 @@ from qpass.ops.integer import (
     integer_rotary,
     integer_scale,
 )
+from qpass.ops.kv import kv_attention, kv_rows, kv_unpack
 from qpass.ops.norm import layer_norm, rms_norm
 from qpass.ops.quant import (
     activation_quantize,
@@ -78,6 +79,9 @@ __all__ = [
     "integer_rms_norm",
     "integer_rotary",
     "integer_scale",
+    "kv_attention",
+    "kv_rows",
+    "kv_unpack",
     "layer_norm",
     "layer_norm_quantize",
     "linear",

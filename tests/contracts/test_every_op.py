@@ -79,6 +79,20 @@ def _integers() -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
+def _cached() -> dict[str, list[tuple[Any, ...]]]:
+    """Examples of a cache of codes."""
+    q, kv, mask = _float(2, 4, 5, 8), _float(2, 2, 5, 8), _float(2, 1, 5, 5)
+    forms = (ROW, "int4:g4:asym:f32", "e4m3:token:sym", "mxfp4")
+    held = {form: REGISTRY["kv_rows"].call(kv, form) for form in forms}
+    return {
+        "kv_attention": [(q, held[ROW], held[forms[1]], mask, ROW, forms[1], 8, 8),
+                         (q, held[forms[2]], held["mxfp4"], None, forms[2], "mxfp4", 8, 8, True, 0.3),
+                         (q, held[ROW], held[ROW], mask, ROW, ROW, 8, 8, False, 0.3, 50.0, True)],
+        "kv_rows": [(kv, form) for form in forms],
+        "kv_unpack": [(held[form], form, 8, torch.float32) for form in forms],
+    }
+
+
 def _examples() -> dict[str, list[tuple[Any, ...]]]:
     x, w, q = _float(2, 3, 8), _float(8), _float(2, 4, 5, 8)
     kv, mask = _float(2, 2, 5, 8), _float(2, 1, 5, 5)
@@ -86,6 +100,7 @@ def _examples() -> dict[str, list[tuple[Any, ...]]]:
     ends = torch.tensor([2, 5, 5]).int()
     return {
         **_integers(),
+        **_cached(),
         "activation": [(x, "silu"), (x, "relu_squared"), (x, "gelu", w)],
         "activation_quantize": [(x, "gelu", None, ROW), (x, "quick_gelu", w, ROW)],
         "attention": [(q, kv, kv, mask), (q, q, q, None, True, 0.3), (q, kv, kv, None)],

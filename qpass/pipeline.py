@@ -28,6 +28,7 @@ from qpass.graph.dump import dump_stage
 from qpass.graph.integer_only import verify_integer_only
 from qpass.graph.program import Program
 from qpass.lowering import Target
+from qpass.passes.cache_codes import cache_codes
 from qpass.passes.calibrate import calibrate, check_data, method_lines
 from qpass.passes.fuse import fuse
 from qpass.passes.integerise import integerise
@@ -66,8 +67,9 @@ def passes(recipe: Recipe, target: Target, calibration: Iterable[Any] | None = N
 
 
 def _fuse(program: Program) -> Program:
-    """``fuse``, and linears that read the same values as one where their kernels are better for it."""
-    return merge(check(fuse(program)))
+    """``fuse``, caches of codes where attention reads codes, and linears that read the same values as one where their
+    kernels are better for it."""
+    return merge(check(cache_codes(check(fuse(program)))))
 
 
 def _integer(options: Integer, program: Program) -> Program:

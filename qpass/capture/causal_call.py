@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from qpass.capture.convention import CallConvention
+from qpass.capture.convention import CallConvention, TensorSpec
 from qpass.errors import InputError, UnsupportedError
 
 # Arguments that only ask for another result; False and None mean "not asked".
@@ -144,6 +144,20 @@ class CausalLMCall(CallConvention):
             raise InputError(f"`position_ids` has shape {got}, expected {want}", fix="pass positions of new tokens")
         # One row for all sequences is what transformers itself passes when nothing is padded.
         return positions.to(torch.int64).expand(mask.shape[0] if positions.shape[0] == 1 else -1, -1)
+
+
+def with_rows(call: CausalLMCall, widths: Mapping[str, int]) -> CausalLMCall:
+    """The convention with rows of that many bytes, int8, in the named tensors of the cache: k0, v0, ..."""
+    inputs = tuple(_as_rows(spec, widths) for spec in call.inputs)
+    kv = tuple(replace(spec, head_dim=widths[spec.name], dtype=torch.int8) if spec.name in widths else spec
+               for spec in call.kv)  # fmt: skip
+    return replace(call, inputs=inputs, kv=kv)
+
+
+def _as_rows(spec: TensorSpec, widths: Mapping[str, int]) -> TensorSpec:
+    if spec.name not in widths:
+        return spec
+    return replace(spec, dtype=torch.int8, shape=(*spec.shape[:-1], widths[spec.name]))
 
 
 def default_positions(rule: str | None, mask: Tensor, past: int) -> Tensor:

@@ -7,14 +7,14 @@ orders as the integers do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qpass.capture.causal_call import CausalLMCall, KVSpec
-from qpass.capture.convention import CallConvention, TensorSpec
+from qpass.capture.causal_call import CausalLMCall, with_rows
+from qpass.capture.convention import CallConvention
 from qpass.errors import InputError, UnsupportedError
 
 
@@ -107,15 +107,7 @@ def integer_call(call: CallConvention, context: int, extra: int) -> IntegerCall:
         kind = str(getattr(call, "kind", "graph of torch.compile")).replace("_", " ")
         raise UnsupportedError(f"An integer-only program of a {kind}",
                                fix="integer-only recipes are for causal language models, by qpass.compile")  # fmt: skip
-    names = {spec.name for spec in call.kv}
-    inputs = tuple(_cached(spec, extra) if spec.name in names else spec for spec in call.inputs)
-    kv = tuple(KVSpec(spec.name, spec.heads, spec.head_dim + extra, torch.int8) for spec in call.kv)
-    known = {field.name: getattr(call, field.name) for field in fields(CausalLMCall)}
-    known.update(inputs=inputs, kv=kv, outputs=("logits", "logits_exponent", *call.outputs[1:]))
+    held = with_rows(call, {spec.name: spec.head_dim + extra for spec in call.kv})
+    known = {field.name: getattr(held, field.name) for field in fields(CausalLMCall)}
+    known.update(outputs=("logits", "logits_exponent", *call.outputs[1:]))
     return IntegerCall(**known, context=context)
-
-
-def _cached(spec: TensorSpec, extra: int) -> TensorSpec:
-    width = spec.shape[-1]
-    assert isinstance(width, int)
-    return replace(spec, dtype=torch.int8, shape=(*spec.shape[:-1], width + extra))

@@ -2,9 +2,9 @@
 
     codes | 0 up to a multiple of 4 bytes | scales | zero points | 0 up to a multiple of 16 bytes
 
-    codes         5 to 8 bits: a byte each. Unsigned integers (formats with zero points) are stored as code - 128, signed
-                  ones and FP8 as they are. Up to 4 bits: two a byte, the first in the low half, unsigned or in two's
-                  complement; an odd last one has 0 beside it.
+    codes         5 to 8 bits: a byte each. Unsigned integers (formats with zero points) are stored as code - 128,
+                  signed ones and FP8 as they are. Up to 4 bits: two a byte, the first in the low half, unsigned or in
+                  two's complement; an odd last one has 0 beside it.
     scales        float32, low byte first, one a group of the head (G = 1 for a token): what a code is multiplied with,
                   whatever the format's scale kind is.
     zero points   int32, as scales; only of formats that have them.
@@ -93,5 +93,5 @@ def _to_bytes(words: Tensor) -> Tensor:
 
 def _from_bytes(held: Tensor) -> Tensor:
     """int32 [..., G] of int8 [..., 4 G]."""
-    parts = held.unflatten(-1, (-1, 4)).to(torch.int32) & 255
-    return parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16 | parts[..., 3] << 24
+    low, *rest = (held[..., first::4].to(torch.int32) & 255 for first in range(4))
+    return low | rest[0] << 8 | rest[1] << 16 | rest[2] << 24

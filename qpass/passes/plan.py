@@ -18,6 +18,7 @@ from qpass.lowering import Case, Kernel, Target
 from qpass.methods import Amends, as_data
 from qpass.numerics.low_rank import INT8, check_rank
 from qpass.passes.brief import brief
+from qpass.passes.cache_codes import plan_caches
 from qpass.passes.merge import merge_lines
 from qpass.passes.plan_attention import TITLES, AttentionChoice, attention_rows, choices, idle_lines, plan_attention
 from qpass.passes.plan_experts import unfit
@@ -80,6 +81,7 @@ def plan_program(program: Program, recipe: Recipe, target: Target) -> Program:
         node.meta[_KEY[node.target]] = _choose(node, recipe, target)
     _check_shared(recipe, [node for node in linears if "plan" in node.meta])
     plan_attention(graph, recipe)
+    plan_caches(graph, program.call)
     return program.with_graph(graph, stage="PLANNED")
 
 

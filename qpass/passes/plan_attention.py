@@ -23,14 +23,19 @@ COMPUTED = "reference: operands are rounded, attention computes in float"
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """What the plan decided for one attention. ``scheme`` None: it stays in float, for ``reason`` if any was asked."""
+    """What the plan decided for one attention. ``scheme`` None: it stays in float, for ``reason`` if any was asked.
+
+    ``coded``: which of keys and values the cache holds as codes. ``computed``: what computes it, for a table.
+    """
 
     scheme: AttentionScheme | None = None
     reason: str = ""
+    coded: tuple[str, ...] = ()
+    computed: str = COMPUTED
 
     def __str__(self) -> str:
         if self.scheme is not None:
-            return f"{self.scheme} -> reference"
+            return f"{self.scheme} -> {'codes in the cache' if self.coded else 'reference'}"
         return f"keep: {self.reason}" if self.reason else ""
 
 
@@ -112,7 +117,7 @@ def attention_rows(found: Sequence[tuple[str, AttentionChoice]]) -> list[tuple[s
     for name, choice in found:
         formats = choice.scheme.as_data() if choice.scheme else {}
         cells = (formats.get(operand, "keep") for operand in OPERANDS)
-        rows.append((name, *cells, COMPUTED if choice.scheme else choice.reason))
+        rows.append((name, *cells, choice.computed if choice.scheme else choice.reason))
     return rows if any(choice.scheme or choice.reason for _, choice in found) else []
 
 

@@ -83,7 +83,8 @@ def test_where_the_bytes_lie():
 
 
 @pytest.mark.parametrize(("form", "width", "bytes"), [
-    ("int8:token:asym", 128, 144), ("int8:token:sym", 128, 144), ("int8:token:asym", 64, 80), ("int4:token:asym", 128, 80),
+    ("int8:token:asym", 128, 144), ("int8:token:sym", 128, 144), ("int8:token:asym", 64, 80),
+    ("int4:token:asym", 128, 80),
     ("int4:g32:asym:f32", 128, 96), ("e4m3:token:sym", 64, 80), ("int6:token:asym", 64, 80), ("mxfp4", 128, 80),
     ("int2:token:sym", 8, 16),
 ])  # fmt: skip

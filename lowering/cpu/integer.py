@@ -149,7 +149,15 @@ def _rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = 
 def _refuses_cache(past: Tensor, added: Tensor) -> str | None:
     if past.dtype != torch.int8 or past.dim() != 4:
         return ""  # of a float cache, which the compiler joins with what is around it
-    return kernels.available()
+    return None
+
+
+def _update(past: Tensor, added: Tensor) -> Tensor:
+    """By our kernel; without it ATen's, under a dimension more: Inductor turns a concatenation of four dimensions of
+    bytes to channels-last, and takes wrong strides for it where ``past`` is empty (torch 2.13)."""
+    if kernels.available() is None:
+        return _ops().cache_update(past, added)  # type: ignore[no-any-return]
+    return torch.cat((past[None], added[None]), -2)[0]
 
 
 def _plain(name: str) -> Callable[..., Any]:
@@ -167,7 +175,7 @@ _VNNI = (
 _HEADS = "int8 scores and weighted values by VNNI; keys and values are read once for all query heads that share them"
 
 PROVIDERS: dict[str, Provider] = {
-    "cache_update": _provider("cache_update", _refuses_cache, _plain("cache_update"), about="rows of bytes, copied"),
+    "cache_update": _provider("cache_update", _refuses_cache, _update, about="rows of bytes, copied"),
     "integer_embedding": Provider("inductor.gather", "its meaning, compiled", lambda *args: None, embedding),
     "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),
     "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear,

@@ -3,8 +3,8 @@
     codes | 0 up to a multiple of 4 bytes | scales | zero points | 0 up to a multiple of 16 bytes
 
     codes         5 to 8 bits: a byte each. Unsigned integers (formats with zero points) are stored as code - 128,
-                  signed ones and FP8 as they are. Up to 4 bits: two a byte, the first in the low half, unsigned or in
-                  two's complement; an odd last one has 0 beside it.
+                  signed ones and FP8 as they are. Up to 4 bits: two a byte, unsigned or in two's complement, the first
+                  half of the row in the low bits, the second in the high ones; of an odd number the last has 0 there.
     scales        float32, low byte first, one a group of the head (G = 1 for a token): what a code is multiplied with,
                   whatever the format's scale kind is.
     zero points   int32, as scales; only of formats that have them.
@@ -47,14 +47,17 @@ def width(fmt: Format, D: int) -> int:
 
 
 def pack(x: Tensor, fmt: Format) -> Tensor:
-    """int8 [..., W] of x [..., D] of any float dtype, each row on its own."""
+    """int8 [..., W] of x [..., D] of any float dtype, each row on its own.
+
+    Put together as int32: Inductor's C++ joins no concatenation of bytes with what is around it (torch 2.13).
+    """
     codes, scale, zero = codec.quantize_rows(x, fmt)
-    held = _pack_codes(codes, fmt)
+    held = _pack_codes(codes, fmt).to(torch.int32)
     count = x.shape[-1]
     parts = [F.pad(held, (0, scales_at(fmt, count) - held.shape[-1])), _to_bytes(scale.view(torch.int32))]
     parts += [] if fmt.symmetric else [_to_bytes(zero)]
     used = zeros_at(fmt, count) + (0 if fmt.symmetric else 4 * fmt.groups(count))
-    return F.pad(torch.cat(parts, -1), (0, width(fmt, count) - used))
+    return F.pad(torch.cat(parts, -1), (0, width(fmt, count) - used)).to(torch.int8)
 
 
 def unpack(rows: Tensor, fmt: Format, D: int, dtype: torch.dtype) -> Tensor:
@@ -74,7 +77,8 @@ def _pack_codes(codes: Tensor, fmt: Format) -> Tensor:
         held = codes.view(torch.int8)
         return held ^ -128 if codes.dtype is torch.uint8 else held
     bits = F.pad(codes, (0, codes.shape[-1] % 2)).view(torch.uint8) & 15
-    return (bits[..., 0::2] | bits[..., 1::2] << 4).view(torch.int8)
+    half = bits.shape[-1] // 2
+    return (bits[..., :half] | bits[..., half:] << 4).view(torch.int8)
 
 
 def _unpack_codes(held: Tensor, fmt: Format, count: int) -> Tensor:
@@ -82,16 +86,17 @@ def _unpack_codes(held: Tensor, fmt: Format, count: int) -> Tensor:
         held = held ^ -128 if fmt.code_dtype is torch.uint8 else held
         return held.contiguous().view(fmt.code_dtype)
     bits = held.contiguous().view(torch.uint8)
-    codes = torch.stack((bits & 15, bits >> 4), -1).flatten(-2)[..., :count]
+    codes = torch.cat((bits & 15, bits >> 4), -1)[..., :count]
     return (codes ^ 8).view(torch.int8) - 8 if fmt.code_dtype is torch.int8 else codes
 
 
 def _to_bytes(words: Tensor) -> Tensor:
-    """int8 [..., 4 G] of int32 [..., G], low byte first: shifts, which a compiler joins with what is around them."""
-    return torch.stack([words >> shift for shift in (0, 8, 16, 24)], -1).to(torch.int8).flatten(-2)
+    """Bytes [..., 4 G], in int32, of int32 [..., G], low byte first: shifts, which a compiler joins with others."""
+    every = [words[..., g : g + 1] >> shift for g in range(words.shape[-1]) for shift in (0, 8, 16, 24)]
+    return torch.cat(every, -1)
 
 
 def _from_bytes(held: Tensor) -> Tensor:
     """int32 [..., G] of int8 [..., 4 G]."""
-    low, *rest = (held[..., first::4].to(torch.int32) & 255 for first in range(4))
-    return low | rest[0] << 8 | rest[1] << 16 | rest[2] << 24
+    parts = [(held[..., at::4].to(torch.int32) & 255) << 8 * at for at in range(4)]
+    return parts[0] | parts[1] | parts[2] | parts[3]

@@ -327,7 +327,7 @@ def _few_rows(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """row: zero, m, k; channel: mantissa, shift, exponent, sums."""
     (zero, m, k), (mantissa, shift, exponent, sums) = row, channel
-    run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, torch.int32)
+    run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, torch.int32, "integer_linear")
     out = torch.empty(run.m, run.n, dtype=torch.int32, device=flat.device)
     found, there = torch.empty_like(k), zero is not None and sums is not None
     run.of(integer_linear_kernel, flat)(

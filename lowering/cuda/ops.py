@@ -299,7 +299,7 @@ def fp8_block_linear(
     """E4M3 codes [..., K] with scales [..., K / 128], weight [N, K] with scales [N / 128, K / 128]."""
     _check_inputs("fp8_block_linear", codes, weight)
     flat, out_features = _flat(codes), weight.shape[0]
-    run = _Run(flat, out_features, 128, tiles.FP8_BLOCK, torch.float32)
+    run = _Run(flat, out_features, 128, tiles.FP8_BLOCK, torch.float32, "fp8_block")
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
     run.of(fp8_block_kernel, codes)(
         flat, x_scale, weight, scale, scale if bias is None else bias, out, run.workspace, counters, run.m, run.n,
@@ -312,7 +312,8 @@ def _eight_bit(
     flat: Tensor, x_scale: Tensor, x_zero: Tensor | None, weight: Tensor, scale: Tensor, sums: Tensor,
     bias: Tensor | None, counters: Tensor, dtype: torch.dtype, *, integer: bool,
 ) -> Tensor:  # fmt: skip
-    run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, torch.int32 if integer else torch.float32)
+    sums_dtype, kind = (torch.int32, "int8") if integer else (torch.float32, "fp8")
+    run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, sums_dtype, kind)
     out = torch.empty(run.m, run.n, dtype=dtype, device=flat.device)
     run.of(eight_bit_kernel, flat)(
         flat, x_scale, counters if x_zero is None else x_zero, weight, scale, sums, scale if bias is None else bias,

@@ -8,6 +8,7 @@ off by the weight's row sums. Split K is deterministic (``split_k``).
 import triton
 import triton.language as tl
 
+from qpass.lowering.triton.loops import eight_bit_sums
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import tile_of
 
@@ -28,17 +29,8 @@ def eight_bit_kernel(
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * BK + k[:, None]
     weights = weight + rows[:, None] * stride_w + split * BK + k[None, :]
     there = (rm < M)[None, :]
-    acc = tl.zeros((BN, BM), tl.int32 if INTEGER else tl.float32)
-    for step in tl.range(split, tl.cdiv(K, BK), SPLITS, num_stages=STAGES):
-        if EVEN_K:
-            w_tile = tl.load(weights, eviction_policy="evict_first")
-            x_tile = tl.load(inputs, there, 0.0)
-        else:
-            w_tile = tl.load(weights, (k < K - step * BK)[None, :], 0.0, eviction_policy="evict_first")
-            x_tile = tl.load(inputs, there & (k < K - step * BK)[:, None], 0.0)
-        acc = tl.dot(w_tile, x_tile, acc, out_dtype=tl.int32 if INTEGER else tl.float32)
-        inputs += SPLITS * BK
-        weights += SPLITS * BK
+    acc = eight_bit_sums(inputs, weights, there, K, split, tl.cdiv(K, BK), SPLITS, EVEN_K, BM, BN, BK, STAGES,
+                         "evict_first")  # fmt: skip
     if SPLITS > 1:
         acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
     else:

@@ -8,9 +8,8 @@ programs that are left over do nothing. Every tile is one program's, without spl
 import triton
 import triton.language as tl
 
-from qpass.lowering.triton.decode import bf16_codes, int8_codes, signed_codes
-from qpass.lowering.triton.parts import add_block, group_words
-from qpass.lowering.triton.tile import packed_step, packed_tile
+from qpass.lowering.triton.loops import eight_bit_sums, four_bit_sums
+from qpass.lowering.triton.tile import packed_tile
 
 
 @triton.jit
@@ -47,17 +46,8 @@ def grouped_eight_bit_kernel(
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + k[:, None]
     weights = weight + own.to(tl.int64) * N * stride_w + rows.to(tl.int64)[:, None] * stride_w + k[None, :]
     there = (rm < last)[None, :]
-    acc = tl.zeros((BN, BM), tl.int32 if INTEGER else tl.float32)
-    for step in tl.range(0, tl.where(real & (first < last), tl.cdiv(K, BK), 0), num_stages=STAGES):
-        if EVEN_K:
-            w_tile = tl.load(weights)
-            x_tile = tl.load(inputs, there, 0.0)
-        else:
-            w_tile = tl.load(weights, (k < K - step * BK)[None, :], 0.0)
-            x_tile = tl.load(inputs, there & (k < K - step * BK)[:, None], 0.0)
-        acc = tl.dot(w_tile, x_tile, acc, out_dtype=tl.int32 if INTEGER else tl.float32)
-        inputs += BK
-        weights += BK
+    end = tl.where(real & (first < last), tl.cdiv(K, BK), 0)
+    acc = eight_bit_sums(inputs, weights, there, K, 0, end, 1, EVEN_K, BM, BN, BK, STAGES, "")
     if ZERO:
         acc -= tl.load(sums + own * N + rows)[:, None] * tl.load(x_zero + rm, rm < last, 0)[None, :]
     result = acc.to(tl.float32) * tl.load(scale + own * N + rows)[:, None]
@@ -84,19 +74,10 @@ def grouped_w4a16_kernel(
     blocks = tl.cdiv(K, BK)
     words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, 8 if ASM else 4)
     mine = own.to(tl.int64) * groups * rows + rn
-    acc = tl.zeros((BN, BM), tl.float32)
-    word0, word1, word2, word3 = group_words(meta + mine, 0, 0, BK)
-    for step in tl.range(0, tl.where((expert < E) & (first < last), blocks, 0), num_stages=STAGES):
-        codes = tl.load(words)
-        group = mine
-        if GROUP:
-            group = (step * BK) // GROUP * rows + mine
-            word0, word1, word2, word3 = group_words(meta + group, rows, GROUP, BK)
-        c0, c1, c2, c3 = bf16_codes(codes, word0, word1, word2, word3, BN, BK, ASM)
-        acc = add_block(acc, c0, c1, c2, c3, inputs, there, k, K - step * BK, word0, word1, word2, word3,
-                        scale + group, rows, GROUP, BK, SCALE, JOINED, EVEN_K)  # fmt: skip
-        inputs += BK
-        words += packed_step(rows, BK, 8 if ASM else 4)
+    end = tl.where((expert < E) & (first < last), blocks, 0)
+    acc = four_bit_sums(inputs, words, meta, scale, mine, there, K, rows, 0, end,
+                        "bf16", GROUP, SCALE, 1, EVEN_K, BM, BN, BK, STAGES, JOINED, ASM,
+                        "")  # fmt: skip
     if GROUP == 0:
         acc *= tl.load(scale + mine).to(tl.float32)[:, None]
     spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
@@ -122,22 +103,10 @@ def grouped_w4a8_int8_kernel(
     blocks = tl.cdiv(K, BK)
     words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, 8 if ASM else 4)
     mine = own.to(tl.int64) * groups * rows + rn
-    acc = tl.zeros((BN, BM), tl.float32 if GROUP else tl.int32)
-    word0, word1, word2, word3 = group_words(meta + mine, 0, 0, BK)
-    for step in tl.range(0, tl.where((expert < E) & (first < last), blocks, 0), num_stages=STAGES):
-        codes = tl.load(words)
-        group = mine
-        if GROUP:
-            group = (step * BK) // GROUP * rows + mine
-            word0, word1, word2, word3 = group_words(meta + group, rows, GROUP, BK)
-        if SIGNED:
-            c0, c1, c2, c3 = signed_codes(codes, BN, BK, ASM)
-        else:
-            c0, c1, c2, c3 = int8_codes(codes, word0, word1, word2, word3, BN, BK, ASM)
-        acc = add_block(acc, c0, c1, c2, c3, inputs, there, k, K - step * BK, word0, word1, word2, word3,
-                        scale + group, rows, GROUP, BK, SCALE, JOINED, EVEN_K)  # fmt: skip
-        inputs += BK
-        words += packed_step(rows, BK, 8 if ASM else 4)
+    end = tl.where((expert < E) & (first < last), blocks, 0)
+    acc = four_bit_sums(inputs, words, meta, scale, mine, there, K, rows, 0, end,
+                        "signed" if SIGNED else "plain", GROUP, SCALE, 1, EVEN_K, BM, BN, BK, STAGES, JOINED, ASM,
+                        "")  # fmt: skip
     result = acc.to(tl.float32)
     if SIGNED:
         result *= 0.0625

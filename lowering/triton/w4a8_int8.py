@@ -9,11 +9,10 @@ w_sum [n] = sum_k (code - zero) · scale. A low-rank branch is a second dot. Spl
 import triton
 import triton.language as tl
 
-from qpass.lowering.triton.decode import int8_codes, signed_codes
+from qpass.lowering.triton.loops import four_bit_sums
 from qpass.lowering.triton.low_rank import add_low_rank
-from qpass.lowering.triton.parts import add_block, group_words
 from qpass.lowering.triton.split_k import all_parts
-from qpass.lowering.triton.tile import packed_step, packed_tile, tile_of
+from qpass.lowering.triton.tile import packed_tile, tile_of
 
 
 @triton.jit
@@ -34,22 +33,9 @@ def w4a8_int8_kernel(
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * BK + k
     there = (rm < M)[None, :]
     words = packed_tile(packed, pn * BN, split, rows, BN, BK, 8 if ASM else 4)
-    acc = tl.zeros((BN, BM), tl.float32 if GROUP else tl.int32)
-    word0, word1, word2, word3 = group_words(meta + rn, 0, 0, BK)
-    for step in tl.range(split, tl.cdiv(K, BK), SPLITS, num_stages=STAGES):
-        tile = tl.load(words, eviction_policy="evict_first")
-        group = rn
-        if GROUP:
-            group = (step * BK) // GROUP * rows + rn
-            word0, word1, word2, word3 = group_words(meta + group, rows, GROUP, BK)
-        if SIGNED:
-            c0, c1, c2, c3 = signed_codes(tile, BN, BK, ASM)
-        else:
-            c0, c1, c2, c3 = int8_codes(tile, word0, word1, word2, word3, BN, BK, ASM)
-        acc = add_block(acc, c0, c1, c2, c3, inputs, there, k, K - step * BK, word0, word1, word2, word3,
-                        scale + group, rows, GROUP, BK, SCALE, JOINED, EVEN_K)  # fmt: skip
-        inputs += SPLITS * BK
-        words += SPLITS * packed_step(rows, BK, 8 if ASM else 4)
+    acc = four_bit_sums(inputs, words, meta, scale, rn, there, K, rows, split, tl.cdiv(K, BK),
+                        "signed" if SIGNED else "plain", GROUP, SCALE, SPLITS, EVEN_K, BM, BN, BK, STAGES, JOINED, ASM,
+                        "evict_first")  # fmt: skip
     if SPLITS > 1:
         acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
     else:

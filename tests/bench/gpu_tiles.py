@@ -1,6 +1,6 @@
 """Writes ``lowering/cuda/candidates.py``: the tiles that are tried on a GPU, pruned without one.
 
-    python -m tests.bench.gpu_tiles          # compiles some 120 kernels: five minutes on one core
+    python -m tests.bench.gpu_tiles          # compiles some 160 kernels: seven minutes on one core
 
 Formulas give the sizes; each is compiled for sm_90 and sm_80 and dropped where it spills, needs more shared memory than
 a processor has, or issues too many instructions for a weight and a row.
@@ -23,17 +23,28 @@ FILE = Path(candidates.__file__)
 SHARED = {"sm_90": 232448, "sm_80": 166912}
 BUCKETS = {"few": tiles.FEW, "some": tiles.SOME, "many": None}
 KINDS = {"w4a16": ("w4a16", 128), "w4a16-part": ("w4a16", 64), "w4a8_int8": ("w4a8_int8", 128),
-         "w4a8_int8-part": ("w4a8_int8", 64), "w4a8_fp8": ("w4a8_fp8", 128)}  # fmt: skip
+         "w4a8_int8-part": ("w4a8_int8", 64), "w4a8_fp8": ("w4a8_fp8", 128), "int8": ("int8", 128),
+         "fp8": ("fp8", 128), "fp8_block": ("fp8_block", 128), "integer_linear": ("integer_linear", 128)}  # fmt: skip
+ON_SM_80 = ("w4a16", "w4a8_int8", "int8", "integer_linear")
+EIGHT_BITS = ("int8", "fp8", "fp8_block", "integer_linear")
+"""Twice the bytes of a weight: more of them have to be under way, and no ``many`` where the dot is Inductor's."""
 MOST = {"few": 6, "some": 6, "many": 12}
 """Where K is split each tile is tried with two numbers of parts: 12 in all."""
 FEW_LIMIT, SLACK = 3.9, 1.5
 """Instructions for a weight: what the memory allows where it is the limit; else, times the least of the list."""
 
 
-def sizes(bucket: str) -> Iterator[Tile]:
+def buckets(kind: str) -> list[str]:
+    """Those in which the kernel runs."""
+    return [bucket for bucket in BUCKETS if bucket != "many" or kind not in ("int8", "fp8", "integer_linear")]
+
+
+def sizes(kind: str, bucket: str) -> Iterator[Tile]:
     """By formula: a warp has 16 weight rows at least, an accumulator of 64 registers or fewer in a thread."""
     rows = {"few": (16,), "some": (64, 32), "many": (128, 64)}[bucket]
     stages = {"few": (4, 3), "some": (3,), "many": (3,)}[bucket]
+    if kind in EIGHT_BITS:
+        stages = {"few": (6, 5), "some": (5,), "many": (4, 3)}[bucket]
     for bm, bn, warps, depth in itertools.product(rows, (128, 64), (4, 8), stages):
         if bn >= 16 * warps and bm * bn <= 64 * 32 * warps:
             yield Tile(bm, bn, warps, depth)
@@ -54,7 +65,7 @@ def cost(kind: str, bucket: str, target: str, tile: Tile) -> float | None:
 
 def pruned(kind: str, bucket: str, target: str) -> list[Tile]:
     """The best first."""
-    costs = {tile: cost(kind, bucket, target, tile) for tile in sizes(bucket)}
+    costs = {tile: cost(kind, bucket, target, tile) for tile in sizes(kind, bucket)}
     kept = {tile: value for tile, value in costs.items() if value is not None}
     limit = FEW_LIMIT / tiles.FEW if bucket == "few" else SLACK * min(kept.values())
     return sorted((tile for tile, value in kept.items() if value <= limit), key=lambda tile: kept[tile])[: MOST[bucket]]
@@ -63,9 +74,9 @@ def pruned(kind: str, bucket: str, target: str) -> list[Tile]:
 def main() -> None:
     found: dict[tuple[str, str, str], list[Tile]] = {}
     for target, kind in itertools.product(SHARED, KINDS):
-        if target == "sm_80" and kind not in ("w4a16", "w4a8_int8"):
+        if target == "sm_80" and kind not in ON_SM_80:
             continue
-        for bucket in BUCKETS:
+        for bucket in buckets(kind):
             found[target, kind, bucket] = pruned(kind, bucket, target)
             print(target, kind, bucket, len(found[target, kind, bucket]), file=sys.stderr, flush=True)
             FILE.write_text(text(found))

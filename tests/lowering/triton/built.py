@@ -12,6 +12,7 @@ from qpass.lowering.cuda.ops import _four_bit
 from qpass.lowering.triton.compile_only import Built, compile_for
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
 from qpass.lowering.triton.fp8_block import fp8_block_kernel
+from qpass.lowering.triton.integer_linear import integer_linear_kernel
 from qpass.lowering.triton.w4a8_fp8 import w4a8_fp8_kernel
 from qpass.lowering.triton.w4a8_int8 import w4a8_int8_kernel
 from qpass.lowering.triton.w4a16 import w4a16_kernel
@@ -65,6 +66,12 @@ def _kind(
         return w4a8_fp8_kernel, tiles.FOUR_BIT, kinds, {**four, "REAL": real}
     if name == "fp8_block":
         return fp8_block_kernel, tiles.FP8_BLOCK, {"x": fp8, "weight": fp8, "scale": "*fp32"}, {}
+    if name == "integer_linear":
+        numbers = dict.fromkeys(
+            ("x_m", "x_k", "sums", "mantissa", "shift", "exponent", "out", "out_k", "workspace"), "*i32"
+        )
+        kinds = {"x": "*i8", "weight": "*i8", **numbers}
+        return integer_linear_kernel, tiles.EIGHT_BIT, kinds, {"ZERO": True, "UP": 3, "BK": 128}
     integer = name == "int8"
     element = "*i8" if integer else fp8
     types = {"x": element, "weight": element, "scale": "*fp32", "sums": "*i32"}

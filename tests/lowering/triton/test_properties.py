@@ -98,7 +98,8 @@ def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
         assert bucket is None or found.per_weight(weights, kernel) <= budget
 
 
-CANDIDATES = [("sm_90", "w4a8_int8", "few"), ("sm_80", "w4a16", "some")]
+CANDIDATES = [("sm_90", "w4a8_int8", "few"), ("sm_80", "w4a16", "some"), ("sm_90", "int8", "few"),
+              ("sm_90", "integer_linear", "some"), ("sm_90", "fp8", "some"), ("sm_90", "fp8_block", "few")]
 
 
 @pytest.mark.parametrize(("target", "kind", "rows"), CANDIDATES, ids=str)

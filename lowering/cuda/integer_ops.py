@@ -364,8 +364,10 @@ def integer_attention(
     tile = integer_tiles.attention_tile(group * tokens, width, v_width, pairs if isinstance(pairs, int) else shared)
     units = [step // 2 for part in (keys, values) for step in part.stride()[:3]]
     grid: tuple[Any, ...] = ((group * tokens + tile.rows - 1) // tile.rows, pairs)
-    sizes: dict[str, Any] = {"D": width, "DV": v_width, "G": group, "UP": up, "CAUSAL": causal, "KEEP": keep is not None, "UNIT": 2,
-             "BM": tile.rows, "BS": tile.keys, "BD": tile.width}  # fmt: skip
+    sizes: dict[str, Any] = {
+        "D": width, "DV": v_width, "G": group, "UP": up, "CAUSAL": causal, "KEEP": keep is not None, "UNIT": 2,
+        "BM": tile.rows, "BS": tile.keys, "BD": tile.width,
+    }  # fmt: skip
     where, scale = (shared, tokens, length, *units, *steps), (scale_mantissa, scale_exponent)
     sums: tuple[Tensor, ...] = ()
     if tile.parts > 1:

@@ -18,6 +18,10 @@ from qpass.lowering.cuda import integer_tiles, tiles
 from qpass.lowering.cuda.ops import _flat, _on_cpu, _Run
 from qpass.lowering.triton.integer_activation import integer_activation_kernel
 from qpass.lowering.triton.integer_attention import integer_attention_kernel
+from qpass.lowering.triton.integer_attention_parts import (
+    integer_attention_parts_kernel,
+    integer_attention_peaks_kernel,
+)
 from qpass.lowering.triton.integer_heads import integer_heads_kernel, integer_merge_kernel
 from qpass.lowering.triton.integer_linear import integer_linear_kernel
 from qpass.lowering.triton.integer_norm import integer_norm_kernel
@@ -356,13 +360,32 @@ def integer_attention(
     out_k = q.new_empty((batch, tokens, heads, 1), dtype=torch.int32)
     mask = q if keep is None else keep.expand(batch, 1, tokens, length)
     steps = (0, 0, 0) if keep is None else (mask.stride(0), mask.stride(2), mask.stride(3))
-    tile = integer_tiles.attention_tile(group * tokens, width, v_width)
-    pairs = [step // 2 for part in (keys, values) for step in part.stride()[:3]]
-    args = (q, m, k, keys, values, mask, table, out, out_k, shared, tokens, length, *pairs, *steps, scale_mantissa,
-            scale_exponent)  # fmt: skip
-    grid = ((group * tokens + tile.rows - 1) // tile.rows, batch * shared)
-    _launch(
-        integer_attention_kernel, grid, q, args, tile.warps, D=width, DV=v_width, G=group, UP=up, CLIP=clip,
-        CAUSAL=causal, KEEP=keep is not None, BM=tile.rows, BS=tile.keys, BD=tile.width, BV=tile.v_width,
-    )  # fmt: skip
+    pairs = batch * shared
+    tile = integer_tiles.attention_tile(group * tokens, width, v_width, pairs if isinstance(pairs, int) else shared)
+    units = [step // 2 for part in (keys, values) for step in part.stride()[:3]]
+    grid: tuple[Any, ...] = ((group * tokens + tile.rows - 1) // tile.rows, pairs)
+    sizes: dict[str, Any] = {
+        "D": width, "DV": v_width, "G": group, "UP": up, "CAUSAL": causal, "KEEP": keep is not None, "UNIT": 2,
+        "BM": tile.rows, "BS": tile.keys, "BD": tile.width,
+    }  # fmt: skip
+    where, scale = (shared, tokens, length, *units, *steps), (scale_mantissa, scale_exponent)
+    sums: tuple[Tensor, ...] = ()
+    if tile.parts > 1:
+        sizes |= {"PARTS": tile.parts, "SHARE": tile.share}
+        grid = (*grid, tile.parts)
+        sums = _spaces(q, tile, grid)
+        first = (q, keys, values, mask, sums[0], sums[-1], *where)
+        _launch(integer_attention_peaks_kernel, grid, q, first, tile.warps, **sizes)
+    kernel = integer_attention_parts_kernel if sums else integer_attention_kernel
+    args = (q, m, k, keys, values, mask, table, *sums, out, out_k, *where, *scale)
+    _launch(kernel, grid, q, args, tile.warps, **sizes, CLIP=clip, BV=tile.v_width)
     return out.transpose(1, 2), out_k.transpose(1, 2)
+
+
+def _spaces(q: Tensor, tile: integer_tiles.AttentionTile, grid: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """What programs that share keys leave each other: peaks, sums, totals and counters, not initialized."""
+    lead = (grid[1], grid[0])
+    sizes = ((*lead, tile.parts, 3, tile.rows), (*lead, tile.parts, 2, tile.rows, tile.v_width),
+             (*lead, tile.parts, 2, tile.rows), lead)  # fmt: skip
+    kinds = (torch.int32, torch.int32, torch.int64, torch.int32)
+    return tuple(q.new_empty(size, dtype=kind) for size, kind in zip(sizes, kinds))

@@ -17,7 +17,7 @@ FEW, SOME, DENSE = 16, 64, 1024
 BUCKETS = (FEW, SOME, DENSE)
 """Upper ends; what is above the last is a bucket of its own. ``None`` stands for it."""
 
-_PROGRAMS = 264  # two for each processor of an H100 or H200
+PROGRAMS = 264  # two for each processor of an H100 or H200
 _MAX_SPLITS = 8
 
 _bucket: ContextVar[int | None] = ContextVar("rows of the graph that is being compiled", default=None)
@@ -97,7 +97,7 @@ def splits(tile: Tile, bucket: int | None, rows: int, blocks: int) -> int:
     """How many programs share the K blocks of a tile of weights; one above ``SOME`` rows."""
     if bucket not in (FEW, SOME):
         return 1
-    wanted, count = _PROGRAMS * tile.bn // rows, 1
+    wanted, count = PROGRAMS * tile.bn // rows, 1
     while count < min(_MAX_SPLITS, wanted) and blocks >= 4 * count:
         count *= 2
     return count

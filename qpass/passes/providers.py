@@ -43,5 +43,5 @@ def provided(program: Program, target: Target) -> tuple[str, ...]:
         reasons = [provider_refuses(provider, node, context_of(program)) for node in nodes]
         if None in reasons:
             lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
-        lines += [f"{name} by ATen: {reason}" for reason in dict.fromkeys(reasons) if reason]
+        lines += [f"{name} compiled from its meaning: {reason}" for reason in dict.fromkeys(reasons) if reason]
     return tuple(lines)

@@ -214,7 +214,7 @@ def test_the_plan_names_it_and_the_graph_calls_it():
     assert "kernel cpu.attention, 1 of 1 attention: keys and values" in str(trace.plan)
     assert "qpass_cpu.attention(" in qpass.show(trace["LOWERED"])
     trace = qpass.trace(Attends(torch.float32).eval(), "w8a8-int8", (x.float(),))
-    assert "attention by ATen: cpu.attention takes bfloat16, not float32" in str(trace.plan)
+    assert "attention compiled from its meaning: cpu.attention takes bfloat16, not float32" in str(trace.plan)
     assert "scaled_dot_product_attention(" in qpass.show(trace["LOWERED"])
     trace = qpass.trace(Attends(torch.bfloat16).eval(), "w8a8-int8", (x,), target="reference")
     assert "attention" not in str(trace.plan) and "scaled_dot_product_attention(" in qpass.show(trace["LOWERED"])

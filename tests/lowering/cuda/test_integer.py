@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import qpass
 from qpass import ops, pipeline
 from qpass.graph.integer_only import verify_integer_only
-from qpass.lowering.cuda import integer, tiles
+from qpass.lowering.cuda import integer, integer_tiles, tiles
 from qpass.lowering.inductor.buckets import rows_of
 from qpass.lowering.triton.layout import padded_rows
 from qpass.numerics.integer.cache import pack
@@ -167,6 +167,47 @@ def test_attention(shape: tuple[int, ...], mask: str | None, causal: bool, clip:
           clip, "precise")  # fmt: skip
 
 
+@pytest.mark.parametrize("share", [32, 64])
+@pytest.mark.parametrize(("shape", "mask", "causal", "clip", "scale"), [
+    ((1, 4, 2, 1, 333, 32, 16), None, False, 0, 2.0), ((2, 4, 1, 5, 150, 16, 32), "some", False, 200000, 0.3),
+    ((1, 3, 1, 6, 101, 8, 8), "window", False, 0, 1.0), ((1, 2, 1, 8, 8, 8, 8), None, True, 0, 1.0),
+    ((1, 2, 1, 70, 70, 8, 8), None, True, 0, 1.0), ((1, 2, 1, 2, 97, 8, 8), "none", False, 0, 0.3),
+    ((1, 2, 1, 3, 257, 8, 16), "late", False, 0, 0.5),
+], ids=str)  # fmt: skip
+def test_attention_cut_over_keys(
+    monkeypatch: pytest.MonkeyPatch, share: int, shape: tuple[int, ...], mask: str | None, causal: bool, clip: int,
+    scale: float,
+) -> None:  # fmt: skip
+    """One program a part of the keys, ragged lengths, parts that a row sees nothing of: the bits of the meaning."""
+    batch, _, _, queries, length, *_ = shape
+    ones = torch.ones(batch, 1, queries, length, dtype=torch.bool)
+    some = torch.rand(ones.shape, generator=torch.Generator().manual_seed(1)) < 0.05
+    window = ones.tril(length - queries) & ones.triu(length - queries - 20)
+    late = ones.clone()
+    late[:, :, -1, :-1] = False  # one row sees the last key only
+    keep = {None: None, "some": some, "window": window, "none": ~ones, "late": late}[mask]
+    args = (keep, causal, TABLE_T, *fit_one(LOG2E * scale), 8, clip, "precise")
+    monkeypatch.setattr(integer_tiles, "SHARE", share)
+    with tiles.compiling_for(tiles.FEW):
+        for most in (4, 8):
+            monkeypatch.setattr(integer_tiles, "MOST_PARTS", most)
+            check("integer_attention", *attention_args(shape, length % 2), *args)
+
+
+def test_sums_of_parts_at_their_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greatest score is in another part than the least exponent, which is as far below as it can be."""
+    monkeypatch.setattr(integer_tiles, "SHARE", 32)
+    keys = torch.full((1, 1, 96, 34), 127, dtype=torch.int8)
+    keys[..., -2] = 63
+    for first, last in ((-128, 127), (127, -128), (0, 28), (0, 3)):
+        keys[:, :, :32, -1], keys[:, :, 32:, -1] = first, last
+        keys[:, :, ::2, :-2] = -127
+        q = torch.full((1, 2, 1, 32), 127, dtype=torch.int8)
+        q[:, 1] = -127
+        m, k = torch.full((1, 2, 1, 1), 32767, dtype=torch.int32), torch.full((1, 2, 1, 1), 30, dtype=torch.int32)
+        check("integer_attention", q, m, k, keys, keys, None, False, TABLE_T, *fit_one(0.18), 8, 0, "precise")
+
+
 def test_attention_of_saturated_codes() -> None:
     """All codes at their ends and all weights equal: the largest sums that there are, and the largest weight, 32640."""
     q = torch.full((1, 1, 2, 64), 127, dtype=torch.int8)
@@ -237,8 +278,8 @@ def test_what_a_decode_step_launches() -> None:
     assert sum(name.startswith("triton_per") for name in found) <= 2
 
 
-LAYER = ("norm linear linear linear heads heads heads attention merge linear norm linear linear activation linear"
-         " norm norm norm linear")  # fmt: skip
+LAYER = ("norm linear linear linear heads heads heads attention_peaks attention_parts merge linear norm linear linear"
+         " activation linear norm norm norm linear")  # fmt: skip
 
 
 def prompt(program, batch: int, length: int) -> list[Tensor]:

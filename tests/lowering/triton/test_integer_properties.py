@@ -12,6 +12,10 @@ from qpass.lowering.cuda import integer_tiles, tiles
 from qpass.lowering.triton.compile_only import Built, compile_for
 from qpass.lowering.triton.integer_activation import integer_activation_kernel
 from qpass.lowering.triton.integer_attention import integer_attention_kernel
+from qpass.lowering.triton.integer_attention_parts import (
+    integer_attention_parts_kernel,
+    integer_attention_peaks_kernel,
+)
 from qpass.lowering.triton.integer_heads import integer_heads_kernel, integer_merge_kernel
 from qpass.lowering.triton.integer_linear import integer_linear_kernel
 from qpass.lowering.triton.integer_norm import integer_norm_kernel
@@ -85,13 +89,37 @@ def test_linear_of_few_rows(target: str, matrix: str, budget: float) -> None:
         assert (built.stack, found.spills) == (0, 0) and found.per_weight(tile.bn * 128, built) <= budget
 
 
-def test_attention() -> None:
-    tile = integer_tiles.attention_tile(4, 32, 32)
-    constants = {"D": 32, "DV": 32, "G": 4, "UP": 1, "CLIP": 0, "CAUSAL": False, "KEEP": True, "BM": tile.rows,
-                 "BS": tile.keys, "BD": tile.width, "BV": tile.v_width}  # fmt: skip
-    built = build(integer_attention_kernel, constants, "sm_90", tile.warps, keep="*i1")
+def attention(kernel, rows: int, width: int, target: str, keep: bool = True) -> Built:
+    """Compiled as ``integer_tiles`` says, for heads of ``width`` channels, four a key head."""
+    with tiles.compiling_for(tiles.FEW if rows <= 16 else None):
+        tile = integer_tiles.attention_tile(rows, width, width, 8)
+    constants = {"D": width, "DV": width, "G": 4, "UP": 1, "CLIP": 0, "CAUSAL": False, "KEEP": keep, "UNIT": 2,
+                 "PARTS": tile.parts, "SHARE": tile.share, "BM": tile.rows, "BS": tile.keys, "BD": tile.width,
+                 "BV": tile.v_width}  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {"totals": "*i64"} if "totals" in kernel.arg_names else {}
+    return build(kernel, constants, target, tile.warps, keep="*i1", **types)
+
+
+ATTENTION = [(integer_attention_kernel, 256, 255), (integer_attention_peaks_kernel, 4, 128),
+             (integer_attention_parts_kernel, 4, 216)]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+@pytest.mark.parametrize(("kernel", "rows", "registers"), ATTENTION)
+def test_attention(kernel, rows: int, registers: int, target: str) -> None:
+    built = attention(kernel, rows, 128, target)
     assert properties(built).matrix == {MMA}
     no_float(built)
     loads = [line for line in built.assembly.splitlines() if "ld.global" in line]
     assert sum(".b16" in line for line in loads) >= 8  # codes two by two: rows of the cache begin at even bytes
-    assert not built.sass or built.stack == 0
+    assert not built.sass or (built.stack == 0 and built.registers <= registers)
+
+
+def test_who_is_last_is_asked_once_and_in_order() -> None:
+    """One atomic addition, which releases what was stored before and acquires what others stored."""
+    text = attention(integer_attention_parts_kernel, 4, 128, "sm_90").assembly
+    assert len(re.findall(r"atom\.\S*add", text)) == 1 and re.search(r"atom\.\S*acq_rel\S*add", text)
+    before = text.index("atom.")
+    assert text.rindex("bar.sync", 0, before) > text.rindex("st.global.cg", 0, before) > 0
+    assert not re.search(r"atom\.", attention(integer_attention_peaks_kernel, 4, 128, "sm_90").assembly)

@@ -17,6 +17,7 @@ from torch.library import triton_op, wrap_triton
 
 from qpass.errors import UnsupportedError
 from qpass.lowering.cuda import tiles
+from qpass.lowering.cuda.added import low_rank, residual_rows, with_low_rank, with_residual
 from qpass.lowering.cuda.weights import Grouped
 from qpass.lowering.triton.dequantize import dequantize_bf16_kernel, dequantize_fp8_kernel
 from qpass.lowering.triton.eight_bit import eight_bit_kernel
@@ -165,12 +166,13 @@ def _kind(kernel: str, layout: Layout, group: int) -> str:
 def w4a16_linear(
     x: Tensor, packed: Tensor, meta: Tensor, scale: Tensor | None, bias: Tensor | None, counters: Tensor,
     out_features: int, group: int, layout: str, scales: str, branch: Tensor | None = None, up: Tensor | None = None,
-    up_scale: Tensor | None = None,
+    up_scale: Tensor | None = None, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x ((code - zero) · scale)ᵀ + b. On a GPU the inputs are rounded to bfloat16; the result has their dtype.
 
     group 0: a row. scales: bf16 or f16, in ``meta``, or apart, in ``scale``. branch [..., r], up [N, r], up_scale [N]:
-    of a low-rank branch, + branch (up · up_scale)ᵀ.
+    of a low-rank branch, + branch (up · up_scale)ᵀ. residual [..., N] of the result's dtype: added to the
+    rounded result.
     """
     asm, flat = _assembly(x), _flat(x)
     if x.is_cuda:
@@ -186,14 +188,15 @@ def w4a16_linear(
             GROUP=group, SCALE=scales, BN=64, BK=found.block, ASM=asm, num_warps=4,
         )  # fmt: skip
         result = torch.nn.functional.linear(flat, dense, None if bias is None else bias.to(flat.dtype))
-        result = _add_low_rank(result, branch, up, up_scale)
-        return result.to(x.dtype).view(*x.shape[:-1], out_features)
+        result = with_low_rank(result, branch, up, up_scale)
+        return with_residual(result.to(x.dtype).view(*x.shape[:-1], out_features), residual)
     out = torch.empty(run.m, out_features, dtype=x.dtype, device=x.device)
-    second, options = _low_rank(meta, branch, up, up_scale)
+    second, options = low_rank(meta, branch, up, up_scale)
+    added, stride = residual_rows(meta, residual, out_features)
     run.of(w4a16_kernel, x)(
-        flat, words, meta, own, own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n,
-        run.k, run.k, out_features, run.rows, GROUP=group, SCALE=scales, HAS_BIAS=bias is not None, BK=found.block,
-        JOINED=_joined(x, group, found), ASM=asm, **options,
+        flat, words, meta, own, own if bias is None else bias, *second, added, out, run.workspace, counters, run.m,
+        run.n, run.k, run.k, out_features, stride, run.rows, GROUP=group, SCALE=scales, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, BK=found.block, JOINED=_joined(x, group, found), ASM=asm, **options,
     )  # fmt: skip
     return out.view(*x.shape[:-1], out_features)
 
@@ -203,6 +206,7 @@ def w4a8_int8_linear(
     codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, packed: Tensor, meta: Tensor, scale: Tensor | None,
     sums: Tensor, bias: Tensor | None, counters: Tensor, out_features: int, group: int, layout: str, scales: str,
     dtype: torch.dtype, branch: Tensor | None = None, up: Tensor | None = None, up_scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """s_x (x - z_x) ((code - zero) · scale)ᵀ + b: int8 codes, x_zero None for symmetric inputs; else as w4a16."""
     flat, found = _flat(codes), Layout.parse(layout)
@@ -211,12 +215,13 @@ def w4a8_int8_linear(
     sums_dtype, kind = torch.float32 if group else torch.int32, _kind("w4a8_int8", found, group)
     run = _Run(flat, out_features, found.block, _four_bit(found, group), sums_dtype, kind)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
-    second, options = _low_rank(meta, branch, up, up_scale)
+    second, options = low_rank(meta, branch, up, up_scale)
+    added, stride = residual_rows(meta, residual, out_features)
     run.of(w4a8_int8_kernel, codes)(
-        flat, x_scale, counters if x_zero is None else x_zero, words, meta, own, sums,
-        own if bias is None else bias, *second, out, run.workspace, counters, run.m, run.n, run.k, run.k, out_features,
-        run.rows, GROUP=group, SCALE=scales, SIGNED=found.order == "signed", ZERO=x_zero is not None,
-        HAS_BIAS=bias is not None, BK=found.block, JOINED=_joined(codes, group, found), ASM=_assembly(codes),
+        flat, x_scale, counters if x_zero is None else x_zero, words, meta, own, sums, own if bias is None else bias,
+        *second, added, out, run.workspace, counters, run.m, run.n, run.k, run.k, out_features, stride, run.rows,
+        GROUP=group, SCALE=scales, SIGNED=found.order == "signed", ZERO=x_zero is not None, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, BK=found.block, JOINED=_joined(codes, group, found), ASM=_assembly(codes),
         **options,
     )  # fmt: skip
     return out.view(*codes.shape[:-1], out_features)
@@ -227,10 +232,11 @@ def w4a8_fp8_linear(
     codes: Tensor, x_scale: Tensor, packed: Tensor, tables: Tensor, choice: Tensor, factor: Tensor,
     bias: Tensor | None, counters: Tensor, out_features: int, group: int, layout: str, dtype: torch.dtype,
     branch: Tensor | None = None, up: Tensor | None = None, up_scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """s_x c_n Σ x · byte + b: E4M3 codes; ``choice`` uint8 rows of the tables, or a float dtype: scales of groups.
 
-    branch, up, up_scale: as for w4a16."""
+    branch, up, up_scale, residual: as for w4a16."""
     flat, found, real = _flat(codes), Layout.parse(layout), choice.dtype is not torch.uint8
     words = _words("w4a8_fp8_linear", packed, codes, out_features, layout)
     kind = "w4a8_fp8" if found.block == 128 else ""
@@ -243,14 +249,15 @@ def w4a8_fp8_linear(
             GROUP=group, BN=64, BK=found.block, ASM=asm, num_warps=4,
         )  # fmt: skip
         result = _scaled(flat, x_scale, dense, factor.narrow(0, 0, out_features), bias, dtype)
-        result = _add_low_rank(result, branch, up, up_scale)
-        return result.view(*codes.shape[:-1], out_features)
+        result = with_low_rank(result, branch, up, up_scale)
+        return with_residual(result.view(*codes.shape[:-1], out_features), residual)
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
-    second, options = _low_rank(factor, branch, up, up_scale)
+    added, stride = residual_rows(factor, residual, out_features)
+    second, options = low_rank(factor, branch, up, up_scale)
     run.of(w4a8_fp8_kernel, codes)(
-        flat, x_scale, words, tables, choice, factor, factor if bias is None else bias, *second, out, run.workspace,
-        counters, run.m, run.n, run.k, run.k, out_features, run.rows, GROUP=group, REAL=real,
-        HAS_BIAS=bias is not None, BK=found.block, ASM=asm, **options,
+        flat, x_scale, words, tables, choice, factor, factor if bias is None else bias, *second, added, out,
+        run.workspace, counters, run.m, run.n, run.k, run.k, out_features, stride, run.rows, GROUP=group, REAL=real,
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, BK=found.block, ASM=asm, **options,
     )  # fmt: skip
     return out.view(*codes.shape[:-1], out_features)
 
@@ -258,9 +265,11 @@ def w4a8_fp8_linear(
 @triton_op("qpass_cuda::int8_linear", mutates_args={"counters"})
 def int8_linear(
     codes: Tensor, x_scale: Tensor, x_zero: Tensor | None, weight: Tensor, scale: Tensor, sums: Tensor,
-    bias: Tensor | None, counters: Tensor, dtype: torch.dtype,
+    bias: Tensor | None, counters: Tensor, dtype: torch.dtype, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """s_x s_w (x - z_x) Wᵀ + b: int8 codes [..., K] and weight [N, K]; x_zero None for symmetric inputs."""
+    """s_x s_w (x - z_x) Wᵀ + b: int8 codes [..., K] and weight [N, K]; x_zero None for symmetric inputs.
+
+    residual: as for w4a16."""
     _check_inputs("int8_linear", codes, weight)
     flat, out_features = _flat(codes), weight.shape[0]
     bucket = tiles.current(flat.shape[0])
@@ -270,55 +279,60 @@ def int8_linear(
             total = total - x_zero.reshape(-1, 1) * sums
         result = total.to(torch.float32) * scale * x_scale.reshape(-1, 1)
         result = result if bias is None else result + bias
-        return result.to(dtype).view(*codes.shape[:-1], out_features)
-    out = _eight_bit(flat, x_scale, x_zero, weight, scale, sums, bias, counters, dtype, integer=True)
+        return with_residual(result.to(dtype).view(*codes.shape[:-1], out_features), residual)
+    out = _eight_bit(flat, x_scale, x_zero, weight, scale, sums, bias, counters, dtype, residual, integer=True)
     return out.view(*codes.shape[:-1], out_features)
 
 
 @triton_op("qpass_cuda::fp8_linear", mutates_args={"counters"})
 def fp8_linear(
     codes: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, counters: Tensor,
-    dtype: torch.dtype,
+    dtype: torch.dtype, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """s_x s_w x Wᵀ + b: E4M3 codes [..., K] and weight [N, K]."""
+    """s_x s_w x Wᵀ + b: E4M3 codes [..., K] and weight [N, K]. residual: as for w4a16."""
     _check_inputs("fp8_linear", codes, weight)
     flat, out_features = _flat(codes), weight.shape[0]
     few = tiles.current(flat.shape[0]) in (tiles.FEW, tiles.SOME)
     if codes.is_cuda and not few and _stock_fp8(codes.shape[-1], out_features, dtype):
-        out = _scaled(flat, x_scale, weight, scale, bias, dtype)
-    else:
-        out = _eight_bit(flat, x_scale, None, weight, scale, scale, bias, counters, dtype, integer=False)
+        out = _scaled(flat, x_scale, weight, scale, bias, dtype).view(*codes.shape[:-1], out_features)
+        return with_residual(out, residual)
+    out = _eight_bit(flat, x_scale, None, weight, scale, scale, bias, counters, dtype, residual, integer=False)
     return out.view(*codes.shape[:-1], out_features)
 
 
 @triton_op("qpass_cuda::fp8_block_linear", mutates_args={"counters"})
 def fp8_block_linear(
     codes: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, counters: Tensor,
-    dtype: torch.dtype,
+    dtype: torch.dtype, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """E4M3 codes [..., K] with scales [..., K / 128], weight [N, K] with scales [N / 128, K / 128]."""
+    """E4M3 codes [..., K] with scales [..., K / 128], weight [N, K] with scales [N / 128, K / 128].
+
+    residual: as for w4a16."""
     _check_inputs("fp8_block_linear", codes, weight)
     flat, out_features = _flat(codes), weight.shape[0]
     run = _Run(flat, out_features, 128, tiles.FP8_BLOCK, torch.float32, "fp8_block")
     out = torch.empty(run.m, out_features, dtype=dtype, device=codes.device)
+    added, stride = residual_rows(scale, residual, out_features)
     run.of(fp8_block_kernel, codes)(
-        flat, x_scale, weight, scale, scale if bias is None else bias, out, run.workspace, counters, run.m, run.n,
-        run.k, run.k, run.k, out_features, HAS_BIAS=bias is not None,
+        flat, x_scale, weight, scale, scale if bias is None else bias, added, out, run.workspace, counters, run.m,
+        run.n, run.k, run.k, run.k, out_features, stride, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
     )  # fmt: skip
     return out.view(*codes.shape[:-1], out_features)
 
 
 def _eight_bit(
     flat: Tensor, x_scale: Tensor, x_zero: Tensor | None, weight: Tensor, scale: Tensor, sums: Tensor,
-    bias: Tensor | None, counters: Tensor, dtype: torch.dtype, *, integer: bool,
+    bias: Tensor | None, counters: Tensor, dtype: torch.dtype, residual: Tensor | None, *, integer: bool,
 ) -> Tensor:  # fmt: skip
     sums_dtype, kind = (torch.int32, "int8") if integer else (torch.float32, "fp8")
     run = _Run(flat, weight.shape[0], 128, tiles.EIGHT_BIT, sums_dtype, kind)
     out = torch.empty(run.m, run.n, dtype=dtype, device=flat.device)
+    added, stride = residual_rows(scale, residual, run.n)
     run.of(eight_bit_kernel, flat)(
         flat, x_scale, counters if x_zero is None else x_zero, weight, scale, sums, scale if bias is None else bias,
-        out, run.workspace, counters, run.m, run.n, run.k, run.k, run.k, run.n,
-        INTEGER=integer, ZERO=x_zero is not None, HAS_BIAS=bias is not None, BK=128,
+        added, out, run.workspace, counters, run.m, run.n, run.k, run.k, run.k, run.n, stride,
+        INTEGER=integer, ZERO=x_zero is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, BK=128,
     )  # fmt: skip
     return out
 
@@ -328,34 +342,6 @@ def low_rank_up(x: Tensor, up: Tensor, scale: Tensor, bias: Tensor | None) -> Te
     """x (up · scale)ᵀ + b: up int8 [N, r], scale [N]. By itself it is Inductor's; ``branch`` joins it to its linear."""
     dense = (up.to(torch.float32) * scale.to(torch.float32)[:, None]).to(x.dtype)
     return torch.nn.functional.linear(x, dense, bias)
-
-
-def _low_rank(
-    other: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
-) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
-    """(branch, U and its scales, the kernel's options) of a second dot; without a branch ``other`` in their place.
-
-    That has to be a parameter: what is computed would be written once for each place where it is passed."""
-    if branch is None or up is None:
-        return (other, other, other), {"RANK": 0, "PADDED": 16, "INT8_UP": False}
-    rank = up.shape[1]
-    flat = _flat(branch)
-    if branch.is_cuda:
-        flat = flat.to(torch.bfloat16)
-        up = up if up.dtype is torch.int8 else up.to(torch.bfloat16)
-    up = up.contiguous()  # as a decomposition gave it
-    options = {"RANK": rank, "PADDED": max(16, triton.next_power_of_2(rank)), "INT8_UP": up.dtype is torch.int8}
-    return (flat, up, other if up_scale is None else up_scale), options
-
-
-def _add_low_rank(
-    result: Tensor, branch: Tensor | None, up: Tensor | None, up_scale: Tensor | None
-) -> Tensor:
-    """The same where the dot is Inductor's."""
-    if branch is None or up is None:
-        return result
-    dense = up.to(result.dtype) if up_scale is None else (up * up_scale[:, None]).to(result.dtype)
-    return result + torch.nn.functional.linear(_flat(branch).to(result.dtype), dense)
 
 
 def _stock_fp8(width: int, out_features: int, dtype: torch.dtype) -> bool:

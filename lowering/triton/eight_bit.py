@@ -9,15 +9,18 @@ import triton
 import triton.language as tl
 
 from qpass.lowering.triton.loops import eight_bit_sums
+from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import tile_of
 
 
 @triton.jit
 def eight_bit_kernel(
-    x, x_scale, x_zero, weight, scale, sums, bias, out, workspace, counters, M, N, K, stride_x, stride_w, stride_out,
-    INTEGER: tl.constexpr, ZERO: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    x, x_scale, x_zero, weight, scale, sums, bias, residual, out, workspace, counters, M, N, K, stride_x, stride_w,
+    stride_out, stride_residual,
+    INTEGER: tl.constexpr, ZERO: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] and weight [N, K] of int8 or E4M3; x_scale float32 and x_zero int32 [M]; scale float32 and sums int32
     [N]; out [M, N]. Grid: tiles of N times tiles of M, SPLITS."""
@@ -42,5 +45,7 @@ def eight_bit_kernel(
         result = acc.to(tl.float32) * tl.load(scale + rows)[:, None] * tl.load(x_scale + rm, rm < M, 0.0)[None, :]
         if HAS_BIAS:
             result += tl.load(bias + rows).to(tl.float32)[:, None]
+        if HAS_RESIDUAL:
+            result = add_residual(result, residual, rn, rm, stride_residual, N, there, out.dtype.element_ty)
         spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
         tl.store(spots, result.to(out.dtype.element_ty), there & (rn < N)[:, None])

@@ -7,15 +7,17 @@ operands make the dot TF32, four times slower.) C^T [n, m] = W x^T as in the oth
 import triton
 import triton.language as tl
 
+from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import tile_of
 
 
 @triton.jit
 def fp8_block_kernel(
-    x, x_scale, weight, scale, bias, out, workspace, counters, M, N, K, stride_x, stride_w, stride_out,
-    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    STAGES: tl.constexpr,
+    x, x_scale, weight, scale, bias, residual, out, workspace, counters, M, N, K, stride_x, stride_w, stride_out,
+    stride_residual,
+    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] and weight [N, K] E4M3; x_scale float32 [M, K blocks]; scale float32 [N blocks, K blocks]; out [M, N].
     BN divides 128."""
@@ -46,5 +48,7 @@ def fp8_block_kernel(
     if mine:
         if HAS_BIAS:
             acc += tl.load(bias + rows).to(tl.float32)[:, None]
+        if HAS_RESIDUAL:
+            acc = add_residual(acc, residual, rn, rm, stride_residual, N, there, out.dtype.element_ty)
         spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
         tl.store(spots, acc.to(out.dtype.element_ty), there & (rn < N)[:, None])

@@ -11,13 +11,13 @@ from qpass.lowering.triton.properties import properties
 from qpass.lowering.triton.w4a16 import w4a16_kernel
 
 _TYPES = {
-    **dict.fromkeys(("x", "scale", "bias", "branch", "up", "out"), "*bf16"), "packed": "*i16", "meta": "*i32",
-    "up_scale": "*fp32", "workspace": "*fp32", "counters": "*i32",
-    **dict.fromkeys(("M", "N", "K", "stride_x", "stride_out", "rows"), "i32"),
+    **dict.fromkeys(("x", "scale", "bias", "branch", "up", "residual", "out"), "*bf16"),
+    "packed": "*i16", "meta": "*i32", "up_scale": "*fp32", "workspace": "*fp32", "counters": "*i32",
+    **dict.fromkeys(("M", "N", "K", "stride_x", "stride_out", "stride_residual", "rows"), "i32"),
 }  # fmt: skip
-_CONSTANTS = {"GROUP": 128, "SCALE": "bf16", "SPLITS": 1, "HAS_BIAS": False, "EVEN_K": True, "BM": 16, "BN": 128,
-              "BK": 128, "STAGES": 3, "JOINED": False, "ASM": True, "RANK": 0, "PADDED": 16,
-              "INT8_UP": False}  # fmt: skip
+_CONSTANTS = {"GROUP": 128, "SCALE": "bf16", "SPLITS": 1, "HAS_BIAS": False, "HAS_RESIDUAL": False,
+              "EVEN_K": True, "BM": 16, "BN": 128, "BK": 128, "STAGES": 3, "JOINED": False, "ASM": True, "RANK": 0,
+              "PADDED": 16, "INT8_UP": False}  # fmt: skip
 
 
 @functools.cache

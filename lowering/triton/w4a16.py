@@ -10,16 +10,18 @@ import triton.language as tl
 
 from qpass.lowering.triton.loops import four_bit_sums
 from qpass.lowering.triton.low_rank import add_low_rank
+from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import packed_tile, tile_of
 
 
 @triton.jit
 def w4a16_kernel(
-    x, packed, meta, scale, bias, branch, up, up_scale, out, workspace, counters, M, N, K, stride_x, stride_out, rows,
-    GROUP: tl.constexpr, SCALE: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, JOINED: tl.constexpr,
-    ASM: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, INT8_UP: tl.constexpr,
+    x, packed, meta, scale, bias, branch, up, up_scale, residual, out, workspace, counters, M, N, K, stride_x,
+    stride_out, stride_residual, rows,
+    GROUP: tl.constexpr, SCALE: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    JOINED: tl.constexpr, ASM: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] bfloat16 (any float without ASM); packed words; meta int32 [groups, rows] (``decode``); scale
     [groups, rows], read for SCALE apart, which GROUP 0 needs; out [M, N]. Grid: tiles of N times tiles of M, SPLITS.
@@ -45,5 +47,7 @@ def w4a16_kernel(
             acc = add_low_rank(acc, branch, up, up_scale, rn, rm, N, M, RANK, PADDED, INT8_UP)
         if HAS_BIAS:
             acc += tl.load(bias + rn, rn < N, 0.0).to(tl.float32)[:, None]
+        if HAS_RESIDUAL:
+            acc = add_residual(acc, residual, rn, rm, stride_residual, N, there, out.dtype.element_ty)
         spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
         tl.store(spots, acc.to(out.dtype.element_ty), there & (rn < N)[:, None])

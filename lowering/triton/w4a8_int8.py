@@ -11,17 +11,18 @@ import triton.language as tl
 
 from qpass.lowering.triton.loops import four_bit_sums
 from qpass.lowering.triton.low_rank import add_low_rank
+from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import packed_tile, tile_of
 
 
 @triton.jit
 def w4a8_int8_kernel(
-    x, x_scale, x_zero, packed, meta, scale, sums, bias, branch, up, up_scale, out, workspace, counters, M, N, K,
-    stride_x, stride_out, rows,
+    x, x_scale, x_zero, packed, meta, scale, sums, bias, branch, up, up_scale, residual, out, workspace, counters, M,
+    N, K, stride_x, stride_out, stride_residual, rows,
     GROUP: tl.constexpr, SCALE: tl.constexpr, SIGNED: tl.constexpr, ZERO: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, JOINED: tl.constexpr, ASM: tl.constexpr, RANK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, JOINED: tl.constexpr, ASM: tl.constexpr, RANK: tl.constexpr,
     PADDED: tl.constexpr, INT8_UP: tl.constexpr,
 ):  # fmt: skip
     """x int8 [M, K]; x_scale float32, x_zero int32 [M]; packed words, meta and scale as for ``w4a16``; sums float32
@@ -53,5 +54,7 @@ def w4a8_int8_kernel(
             result = add_low_rank(result, branch, up, up_scale, rn, rm, N, M, RANK, PADDED, INT8_UP)
         if HAS_BIAS:
             result += tl.load(bias + rn, rn < N, 0.0).to(tl.float32)[:, None]
+        if HAS_RESIDUAL:
+            result = add_residual(result, residual, rn, rm, stride_residual, N, there, out.dtype.element_ty)
         spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
         tl.store(spots, result.to(out.dtype.element_ty), there & (rn < N)[:, None])

@@ -18,9 +18,9 @@ from qpass.lowering.triton.w4a8_int8 import w4a8_int8_kernel
 from qpass.lowering.triton.w4a16 import w4a16_kernel
 
 TYPES = {
-    **dict.fromkeys(("M", "N", "K", "stride_x", "stride_w", "stride_out", "rows"), "i32"),
+    **dict.fromkeys(("M", "N", "K", "stride_x", "stride_w", "stride_out", "stride_residual", "rows"), "i32"),
     "x_scale": "*fp32", "x_zero": "*i32", "packed": "*i8", "meta": "*i32", "bias": "*bf16", "out": "*bf16",
-    "branch": "*bf16", "up": "*i8", "up_scale": "*fp32",
+    "branch": "*bf16", "residual": "*bf16", "up": "*i8", "up_scale": "*fp32",
     "workspace": "*fp32", "counters": "*i32", "tables": "*i32", "factor": "*fp32", "scale": "*bf16", "sums": "*fp32",
 }  # fmt: skip
 
@@ -28,14 +28,14 @@ TYPES = {
 @functools.cache
 def built(
     name: str, bucket: int | None, target: str = "sm_90", group: int = 128, real: bool = False, signed: bool = False,
-    rank: int = 0, tile: tiles.Tile | None = None,
+    rank: int = 0, residual: bool = False, tile: tiles.Tile | None = None,
 ) -> tuple[Built, int]:
     """(the kernel ``name`` with the tile of a bucket, the weights of one round of its loop)."""
     kernel, table, types, constants = _kind(name, group, real, signed, target)
     tile = tile or tiles.tile(table, bucket, warp_groups=target == "sm_90")
     constants |= {
-        "SPLITS": 1 if bucket is None else 4, "HAS_BIAS": True, "EVEN_K": True, "BM": tile.bm, "BN": tile.bn,
-        "STAGES": tile.stages, "RANK": rank, "PADDED": max(16, rank), "INT8_UP": True,
+        "SPLITS": 1 if bucket is None else 4, "HAS_BIAS": True, "HAS_RESIDUAL": residual, "EVEN_K": True,
+        "BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages, "RANK": rank, "PADDED": max(16, rank), "INT8_UP": True,
     }  # fmt: skip
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     made = compile_for(kernel, {**TYPES, **types}, constants, target, warps=tile.warps)

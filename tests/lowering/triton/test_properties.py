@@ -126,6 +126,23 @@ def test_a_second_dot(name: str, kinds: str, bucket: int) -> None:
         assert found.per_weight(weights, kernel) <= before.per_weight(weights, plain) + 0.1
 
 
+RESIDUAL = [("w4a16", 16), ("w4a8_int8", 16), ("w4a8_fp8", 64), ("int8", 16), ("fp8_block", None)]
+
+
+@pytest.mark.parametrize(("name", "bucket"), RESIDUAL)
+def test_a_residual(name: str, bucket: int | None) -> None:
+    """It is behind the loop, which stays as it is; the result is rounded before it."""
+    kernel, weights = built(name, bucket, residual=True)
+    plain, _ = built(name, bucket)
+    found, before = properties(kernel), properties(plain)
+    assert found.matrix == before.matrix and found.conversions == 0 and kernel.shared <= SHARED
+    added = [len(re.findall(r"\badd(?:\.rn)?\.bf16x2", made.assembly)) for made in (kernel, plain)]
+    assert added[0] > added[1] == 0  # a sum of two bfloat16, which the result is by then
+    if kernel.sass:
+        assert (kernel.stack, found.spills) == (0, 0)
+        assert found.per_weight(weights, kernel) <= before.per_weight(weights, plain) + 0.1
+
+
 GROUPS_SM_80 = [("w4a16", 0, 2.2), ("w4a16", 64, 2.6), ("w4a16", 32, 3.3), ("w4a8_int8", 64, 2.2)]
 
 
@@ -186,8 +203,8 @@ def test_weights_are_written_out_in_wide_stores() -> None:
 
 def test_a_target_that_cannot_is_refused() -> None:
     types = {**TYPES, "x": "*fp8e4nv", "weight": "*fp8e4nv", "scale": "*fp32"}
-    constants = {"INTEGER": False, "ZERO": False, "SPLITS": 1, "HAS_BIAS": False, "EVEN_K": True, "BM": 16, "BN": 64,
-                 "BK": 128, "STAGES": 3}  # fmt: skip
+    constants = {"INTEGER": False, "ZERO": False, "SPLITS": 1, "HAS_BIAS": False, "HAS_RESIDUAL": False, "EVEN_K": True,
+                 "BM": 16, "BN": 64, "BK": 128, "STAGES": 3}  # fmt: skip
     with pytest.raises(UnsupportedError, match=r"does not compile eight_bit_kernel for sm_80.*fp8e4nv"):
         compile_for(eight_bit_kernel, types, constants, "sm_80")
 

@@ -16,6 +16,7 @@ from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.experts import FLOAT, experts
 from qpass.lowering.cuda.integer import JOINS, PROVIDERS
 from qpass.lowering.cuda.kernels import kernels
+from qpass.lowering.cuda.kv import attention as kv_attention
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.cuda.residual import join_residuals
 from qpass.lowering.inductor.buckets import Bucketed
@@ -35,7 +36,8 @@ def configured(option: str = "", mode: str | None = None) -> Target:
     build = functools.partial(_build, capability=capability, mode=mode)
     name = f"cuda:{capability}" if capability.stated else "cuda"
     return Target(name, (*kernels(capability), DEQUANTIZE), build, "cuda",
-                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, **PROVIDERS},
+                  {"quantize": QUANTIZE, "grouped_linear": FLOAT, "kv_attention": kv_attention(capability),
+                   **PROVIDERS},
                   joins=(*JOINS, join_branches, join_residuals),
                   check=functools.partial(_check, capability),
                   grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip

@@ -3,8 +3,8 @@
     codes | 0 up to a multiple of 4 bytes | scales | zero points | 0 up to a multiple of 16 bytes
 
     codes         5 to 8 bits: a byte each. Unsigned integers (formats with zero points) are stored as code - 128,
-                  signed ones and FP8 as they are. Up to 4 bits: two a byte, unsigned or in two's complement, the first
-                  half of the row in the low bits, the second in the high ones; of an odd number the last has 0 there.
+                  signed ones and FP8 as they are. Up to 4 bits: two a byte, the first in the low half, unsigned or in
+                  two's complement; an odd last one has 0 beside it.
     scales        float32, low byte first, one a group of the head (G = 1 for a token): what a code is multiplied with,
                   whatever the format's scale kind is.
     zero points   int32, as scales; only of formats that have them.
@@ -77,16 +77,17 @@ def _pack_codes(codes: Tensor, fmt: Format) -> Tensor:
         held = codes.view(torch.int8)
         return held ^ -128 if codes.dtype is torch.uint8 else held
     bits = F.pad(codes, (0, codes.shape[-1] % 2)).view(torch.uint8) & 15
-    half = bits.shape[-1] // 2
-    return (bits[..., :half] | bits[..., half:] << 4).view(torch.int8)
+    return (bits[..., 0::2] | bits[..., 1::2] << 4).view(torch.int8)
 
 
 def _unpack_codes(held: Tensor, fmt: Format, count: int) -> Tensor:
     if fmt.bits > 4:
         held = held ^ -128 if fmt.code_dtype is torch.uint8 else held
         return held.contiguous().view(fmt.code_dtype)
-    bits = held.contiguous().view(torch.uint8)
-    codes = torch.cat((bits & 15, bits >> 4), -1)[..., :count]
+    bits = held.to(torch.int32) & 255
+    order = torch.arange(count, device=held.device)  # an index, and no view: other sizes may be symbolic
+    order = order // 2 + order % 2 * bits.shape[-1]
+    codes = torch.cat((bits & 15, bits >> 4), -1).index_select(-1, order).to(torch.uint8)
     return (codes ^ 8).view(torch.int8) - 8 if fmt.code_dtype is torch.int8 else codes
 
 

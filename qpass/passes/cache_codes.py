@@ -150,20 +150,48 @@ def _reads_rows(node: fx.Node) -> bool:
 
 def _join(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Unpacking and attention as one op."""
-    q, k, v, mask, *rest = node.args
-    held = [(x.args[0], *x.args[1:3]) for x in (k, v)]  # type: ignore[union-attr]
-    (keys, k_format, k_width), (values, v_format, v_width) = held
-    if node.target is ops.eager_attention:
-        scale, softcap = (*rest, 0.0)[:2]
-        last: tuple[Any, ...] = (False, scale, softcap, True)
-    else:
-        last = (*rest, *(False, None)[len(rest) :], 0.0, False)
-    args = (q, keys, values, mask, k_format, v_format, k_width, v_width, *last)
+    q, k, v, *rest = node.args
+    keys, values = ((x.args[0], *x.args[1:3]) for x in (k, v))  # type: ignore[union-attr]
+    args = _arguments(node.target, q, keys, values, rest)
     made = _call(graph, node, ops.kv_attention, args, node.meta["val"], node.meta["name"])
     made.meta = {**node.meta, "rule": "cache_codes"}
     node.replace_all_uses_with(made)
     graph.erase_node(node)
     return made
+
+
+def _arguments(op: Any, q: Any, keys: Any, values: Any, rest: list[Any]) -> tuple[Any, ...]:
+    """Those of ``kv_attention``. keys, values: (rows, format, width); rest: of ``op``, from the mask on."""
+    mask, *options = rest
+    (k, k_format, k_width), (v, v_format, v_width) = keys, values
+    if op is ops.eager_attention:
+        scale, softcap = (*options, 0.0)[:2]
+        last: tuple[Any, ...] = (False, scale, softcap, True)
+    else:
+        last = (*options, *(False, None)[len(options) :], 0.0, False)
+    return (q, k, v, mask, k_format, v_format, k_width, v_width, *last)
+
+
+def on_codes(node: fx.Node) -> bool:
+    """Whether an attention of a PLANNED graph becomes ``kv_attention``."""
+    choice = node.meta.get("attention")
+    if not isinstance(choice, AttentionChoice) or choice.scheme is None:
+        return False
+    same = all(x.meta["val"].dtype is node.args[0].meta["val"].dtype for x in node.args[1:3])  # type: ignore[union-attr]
+    return choice.coded == ("k", "v") and choice.scheme.p is None and same
+
+
+def planned_calls(program: Program) -> list[tuple[Any, ...]]:
+    """The arguments, tensors fake, of every ``kv_attention`` that a PLANNED program is going to have."""
+    found = []
+    for node in program.graph.nodes:
+        if on_codes(node):
+            scheme = node.meta["attention"].scheme
+            q, k, v, *rest = fx.map_arg(node.args, lambda arg: arg.meta["val"])
+            sides = [(_rows(x, kv_rows.width(fmt, x.shape[-1])), str(fmt), x.shape[-1])
+                     for x, fmt in ((k, scheme.k), (v, scheme.v))]  # fmt: skip
+            found.append(_arguments(node.target, q, *sides, rest))
+    return found
 
 
 def _call(graph: fx.Graph, before: fx.Node, op: Any, args: Any, val: Any, name: str) -> fx.Node:

@@ -7,6 +7,7 @@ from torch import fx
 from qpass.graph.program import Program
 from qpass.graph.values import op_name
 from qpass.lowering import Accumulator, Provider, Target
+from qpass.passes.cache_codes import on_codes, planned_calls
 from qpass.passes.plan_attention import scheme_of as attention_scheme
 
 
@@ -37,11 +38,18 @@ def provided(program: Program, target: Target) -> tuple[str, ...]:
     """For each op that the target may compute otherwise than by its meaning: what does, or why nothing does."""
     lines = []
     for name, provider in target.providers.items():
-        nodes = [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
-                 and not getattr(attention_scheme(node), "p", None)
-                 and not getattr(node.meta.get("experts"), "scheme", None)]  # fmt: skip
-        reasons = [provider_refuses(provider, node, context_of(program)) for node in nodes]
+        if name == "kv_attention":
+            reasons = [provider.refuses(*args) for args in planned_calls(program)]
+        else:
+            reasons = [provider_refuses(provider, node, context_of(program)) for node in _computed(program, name)]
         if None in reasons:
-            lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(nodes)} {name}: {provider.about}")
+            lines.append(f"kernel {provider.name}, {reasons.count(None)} of {len(reasons)} {name}: {provider.about}")
         lines += [f"{name} compiled from its meaning: {reason}" for reason in dict.fromkeys(reasons) if reason]
     return tuple(lines)
+
+
+def _computed(program: Program, name: str) -> list[fx.Node]:
+    """The nodes of an op that stay that op: not attention over codes, nor experts with a scheme."""
+    return [node for node in program.graph.nodes if op_name(node.target) == f"qpass.{name}"
+            and not getattr(attention_scheme(node), "p", None) and not on_codes(node)
+            and not getattr(node.meta.get("experts"), "scheme", None)]  # fmt: skip

@@ -76,7 +76,7 @@ def test_where_the_bytes_lie():
     assert held[8:12].view(torch.float32).item() == 0.125 and held[12:].view(torch.int32).tolist() == [64]
     x = torch.tensor([[7.0, -1.0, 3.0]])
     held = kv_rows.pack(x, Format.parse("int4:token:sym"))[0]
-    assert held.tolist()[:4] == [7 | 3 << 4, 15, 0, 0] and held[4:8].view(torch.float32).item() == 1.0
+    assert held.tolist()[:4] == [(7 | 15 << 4) - 256, 3, 0, 0] and held[4:8].view(torch.float32).item() == 1.0
     assert not held[8:].any() and len(held) == 16
     held = kv_rows.pack(torch.tensor([[15.0, 1.0]]), Format.parse("int4:token:asym"))[0]
     assert held[0] == (15 | 1 << 4)

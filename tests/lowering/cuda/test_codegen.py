@@ -65,6 +65,17 @@ def test_a_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
     none_else(found)
 
 
+def test_a_decode_step_with_a_cache_of_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention over codes is our kernel, and the one that adds the ranges of keys; nothing unpacks a row before."""
+    program = qpass.trace(block(), {"linears": {"*": "keep"}, "attention": "kv8"}, target="cuda")["LOWERED"]
+    sizes = {"input_ids": (1, 1), "attention_mask": (1, PAST + 1), "position_ids": (1, 1), "keep": (1,)}
+    inputs = [(sizes.get(node.name, (1, 2, PAST, 80)), node.meta["val"].dtype) for node in program.placeholders()]
+    monkeypatch.setitem(fakegpu.SETTINGS, "max_autotune_gemm", False)
+    found = launches(fakegpu.code_for(program, inputs))
+    at = [place for place, name in enumerate(found) if name.startswith("kv_attention_kernel")]
+    assert len(at) == 1 and found[at[0] + 1].startswith("kv_combine_kernel"), found
+
+
 class Mlp(nn.Module):
     """The half of a decoder block behind its attention, and the next one's norm."""
 

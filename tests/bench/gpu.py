@@ -6,7 +6,7 @@ never holds one; ours and torch's take turns in one process, and times are the m
 random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
 results must be equal bit for bit.
 
-    --part NAME    what to measure: ceilings, decode, prefill, peers, fused, integer, model; kept in gpu-h200.json
+    --part NAME    what to measure: ceilings, decode, prefill, peers, fused, integer, kv, model; kept in gpu-h200.json
     --page         write docs/benchmarks/gpu-h200.md from it
     --dry          no GPU: tiny shapes in the interpreter, checks but no times
 """
@@ -32,12 +32,14 @@ from qpass.lowering.inductor.modes import options
 from .gpu_cases import FORMS, ROWS, SHAPES, TINY, TINY_ROWS, Linear, baselines
 from .gpu_integer import FULL, cases
 from .gpu_integer import TINY as TINY_LAYER
+from .gpu_kv import cases as kv_cases
+from .gpu_kv import checked, compiled
 from .gpu_model import LAYERS, SCHEMES, WORK, measure_model
 from .gpu_page import FILE, write_page
 from .gpu_peers import PEERS, peers
 
 BUDGET = 8.5 * 60
-SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "integer": 5, "model": 25}
+SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "integer": 5, "kv": 8, "model": 25}
 """Guesses, nothing of it measured: of a whole part for ``ceilings``, else of one case, most of it compiling."""
 _PEER_SHAPES, _PEER_ROWS = ("8b gate_up", "8b down"), (1, 16, 64, 2048)
 _CACHE = 240 << 20  # bytes of weights that together never lie in the second-level cache
@@ -89,7 +91,8 @@ def dry() -> list[dict[str, Any]]:
                 records.append(record)
         calls, skipped = peers(name, linear, 1)
         print({"form": name, "peers": sorted(calls), "skipped": skipped})
-    return records + [_right(name, one) for name, one in cases(TINY_LAYER, 3, "cpu").items()]
+    records += [_right(name, one) for name, one in cases(TINY_LAYER, 3, "cpu").items()]
+    return records + [checked(case) for case in kv_cases("cpu")]
 
 
 def _right(name: str, one: Any) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def estimate(args: argparse.Namespace) -> str:
     """What a part is likely to take. Whatever it takes, no case is begun after ``BUDGET`` seconds."""
     wide = len(args.shapes) * len(args.forms)
     count = {"ceilings": 1, "decode": wide * len(args.rows or ROWS[:4]), "prefill": wide * len(args.rows or ROWS[4:]),
-             "peers": len(_PEER_SHAPES) * len(_PEER_ROWS) * len(PEERS), "fused": 6, "integer": 18,
+             "peers": len(_PEER_SHAPES) * len(_PEER_ROWS) * len(PEERS), "fused": 6, "integer": 18, "kv": 8,
              "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES))}[args.part]  # fmt: skip
     guess = count * SECONDS[args.part]
     cut = f", of which about {int(BUDGET / SECONDS[args.part])} fit" if guess > BUDGET else ""
@@ -272,6 +275,21 @@ def integer(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str
     return records
 
 
+def kv(args: argparse.Namespace, more: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Attention over a cache of codes: error, then times beside ATen's over bfloat16, and the rate of its bytes."""
+    records = []
+    for case in kv_cases("cuda"):
+        if not more():
+            print(f"time is up before {case.name}")
+            return records
+        record = checked(case) | {"bytes": case.bytes}
+        times = in_turn(compiled(case), 1, args.turns)
+        if "ours" in times:
+            us = median(times["ours"])
+            records.append(record | {"us": us, "rate": case.bytes / us * 1e6, "bf16_us": median(times["bf16"])})
+    return records
+
+
 def keep(part: str, records: list[dict[str, Any]]) -> None:
     """Add the records of a part to the file, in place of older ones of the same kind."""
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -290,6 +308,7 @@ PARTS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "peers": beside_peers,
     "fused": fused,
     "integer": integer,
+    "kv": kv,
     "model": measure_model,
 }
 

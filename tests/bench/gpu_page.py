@@ -19,7 +19,7 @@ NOTHING = """**Not yet measured.** No number on this page comes from a GPU: what
 registers and shared memory of each kernel, is in [gpu.md](../gpu.md). The commands, each below nine minutes on an H200:
 
 ```bash
-for part in ceilings decode prefill peers fused model; do python -m tests.bench.gpu --part $part; done
+for part in ceilings decode prefill peers fused integer kv model; do python -m tests.bench.gpu --part $part; done
 ```
 
 Every part says beforehand how many cases it has and what they may take. Peers are torchao's int8, int4 and FP8 linears
@@ -69,7 +69,19 @@ def page(kept: dict[str, Any]) -> str:
     for one in kept.get("fused", []):
         share = one["rate"] / rates["copy"] if "copy" in rates else float("nan")
         text += f"| {one['name']} | {one['rows']} | {one['us']:.1f} | {share:.2f} |\n"
-    return text + _models(kept.get("model", []))
+    return text + _bytes(kept.get("integer", []) + kept.get("kv", []), rates) + _models(kept.get("model", []))
+
+
+def _bytes(records: list[dict[str, Any]], rates: dict[str, float]) -> str:
+    """Kernels that are measured by the bytes that they move."""
+    text = "\n## Integer-only kernels, and attention over a cache of codes\n\n"
+    text += "| kernel | µs | of a copy | times bf16 |\n|---|---|---|---|\n"
+    for one in records:
+        share = f"{one['rate'] / rates['copy']:.2f}" if "copy" in rates else ""
+        beside = f"{one['bf16_us'] / one['us']:.2f}" if "bf16_us" in one else ""
+        rows = f", {one['rows']} tokens" if "rows" in one else ""
+        text += f"| {one['name']}{rows} | {one['us']:.1f} | {share} | {beside} |\n"
+    return text
 
 
 def _rate(name: str, rate: float) -> str:

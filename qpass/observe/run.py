@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qpass.errors import InputError, NumericsError, QPassError
 from qpass.graph.program import Program
+from qpass.observe.ids import check_ids, tables
 from qpass.observe.statistics import Stats
 
 Progress = Callable[[int], None]
@@ -71,11 +72,15 @@ def in_batch(error: QPassError, number: int) -> QPassError:
 
 
 def numbered(program: Program, batches: Iterable[Any]) -> Iterator[Sequence[Any]]:
-    """The flat inputs of each batch. InputError, with its number from 0, for one that does not fit, and for none."""
-    number = -1
+    """The flat inputs of each batch. InputError, with its number from 0, for one that does not fit, and for none.
+
+    Among what does not fit: a token id that the model's table has no row for.
+    """
+    number, looked_up = -1, tables(program)
     for number, batch in enumerate(batches):
         try:
             flat = flat_inputs(program, batch)
+            check_ids(looked_up, flat)
         except QPassError as error:
             raise in_batch(error, number) from error
         yield flat

@@ -8,7 +8,7 @@ A method says what to do; what claims to be exact is checked on the graph, and r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from qpass.methods.method import Data
 from qpass.methods.together import Together
 from qpass.numerics.codec import row_scales
 from qpass.numerics.low_rank import DOWN, UP
-from qpass.observe.run import observe
+from qpass.observe.run import numbered, observe
 from qpass.passes.integer.norm_inputs import with_norm_inputs
 from qpass.recipe import Recipe
 from qpass.sites import Analysis, analyse
@@ -37,29 +37,37 @@ BY = "calibrate"
 
 def check_data(recipe: Recipe, calibration: Iterable[Any] | None, *, static: bool = False) -> None:
     """Raise InputError where a method of the recipe, or a static format, looks at data and there is none."""
-    if calibration is not None:
-        return
-    who = [f"the method {method.name} looks" for method in recipe.methods if method.needs_data]
-    static = static or any(line.scheme and line.scheme.input and line.scheme.input.static for line in recipe.lines)
-    who += ["a static input format looks"] if static else []
-    if recipe.integer is not None and recipe.integer.static:
-        who.append(f"the integer mode {recipe.integer.mode} looks")
+    who = _readers(recipe, static=static) if calibration is None else []
     if who:
         raise InputError(f"{who[0]} at data, and there is none", where="calibration",
                          fix="pass calibration=[batch, ...] to qpass.compile, each batch what the model is "
                              "called with, or --calibration FILE on the command line")  # fmt: skip
 
 
+def _readers(recipe: Recipe, *, static: bool) -> list[str]:
+    """Who looks at the batches."""
+    who = [f"the method {method.name} looks" for method in recipe.methods if method.needs_data]
+    static = static or any(line.scheme and line.scheme.input and line.scheme.input.static for line in recipe.lines)
+    who += ["a static input format looks"] if static else []
+    if recipe.integer is not None and recipe.integer.static:
+        who.append(f"the integer mode {recipe.integer.mode} looks")
+    return who
+
+
 def calibrate(program: Program, recipe: Recipe, calibration: Iterable[Any] | None = None) -> Program:
     """Run the methods. Round to nearest needs none, and then nothing changes.
 
     Raises:
-        InputError: a method needs data and there is none, or it cannot be used.
+        InputError: a method needs data and there is none, or it cannot be used: for batches that are held, an id
+            beyond the vocabulary or a wrong call in any of them is found before the first method runs.
         RecipeError: a glob of a method that matches nothing.
         NumericsError: NaN or Inf in a parameter or, on the batches, in a value.
     """
-    check_data(recipe, calibration, static=any(_static(program)))
+    static = any(_static(program))
+    check_data(recipe, calibration, static=static)
     data = _Batches(calibration) if calibration is not None else None
+    if data is not None and _readers(recipe, static=static):
+        data.check(program)
     corrected: dict[str, str] = {}
     for method in _joined(recipe):
         analysis = analyse(program)
@@ -106,6 +114,12 @@ class _Batches:
 
     def __call__(self) -> Iterable[Any]:
         return self.batches
+
+    def check(self, program: Program) -> None:
+        """Raise InputError for a batch that does not fit. One that is made on demand is checked when it is."""
+        if isinstance(self.batches, Sequence):
+            for _ in numbered(program, self.batches):
+                pass
 
 
 def _check_finite(program: Program, analysis: Analysis) -> None:

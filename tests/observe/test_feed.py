@@ -63,3 +63,12 @@ def test_mistakes(batches, message):
 def test_a_ragged_batch_of_a_language_model():
     with pytest.raises(InputError, match="calibration batch 1"):
         feed(models.program("llama"), [torch.ones(1, 4, dtype=torch.int64), {"input_ids": [[1, 2], [3]]}], 9)
+
+
+@pytest.mark.parametrize("wrong", [-1, 40])
+def test_an_id_beyond_the_vocabulary_is_named(wrong):
+    ids = torch.tensor([[1, 2, wrong, 3]])
+    with pytest.raises(InputError) as error:
+        feed(tiny.raised(), [(tiny.ids(),), (ids,)], 9)
+    assert f"holds the id {wrong}, and the vocabulary has " in str(error.value)
+    assert "(at calibration batch 1)" in str(error.value)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qpass.errors import UnsupportedError
 from qpass.graph.values import ancestors, op_name
 from qpass.numerics.integer.rotary import PLACES
 from qpass.passes.integer.state import State, refused
@@ -41,7 +42,7 @@ def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
     sources = [source for source in _placeholders(node) if not source.meta["val"].dtype.is_floating_point]
     by_value = [source for source in sources if source in _read(node)]
     if value.dim() != 3 or len(by_value) != 1 or by_value[0].meta["val"].dim() != 2:
-        raise refused("a rotary embedding that is no function of positions has no integer form", user)
+        raise _no_table(user)
     positions = by_value[0]
     computed = _evaluate(state, node, positions, torch.arange(count, device=state.device)[None])
     alone = [(_evaluate(state, node, positions, torch.tensor([[place]], device=state.device)), place)
@@ -57,6 +58,15 @@ def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
     held = state.param(name, table, f"{op_name(node.target)} at positions 0 to {count - 1}, Q{PLACES}")
     index = state.plain(positions, user)
     return state.call(aten.index.Tensor, held, [index], like=node, val=state.type(value.shape, torch.int16))
+
+
+def _no_table(user: fx.Node) -> UnsupportedError:
+    """What to say of cos or sin that no table of [batch, seq, D] holds: interleaved pairs spread them over heads."""
+    if len(user.args) > 3 and user.args[3]:
+        what = ("a rotary embedding of interleaved pairs, channels 2i and 2i + 1 (GPT-J, CodeGen, GLM, Helium, "
+                "Ernie 4.5), whose cos and sin are not [batch, seq, D], has no integer form")  # fmt: skip
+        return refused(what, user, "use a recipe that is not integer-only for this model, such as w8a8-int8")
+    return refused("a rotary embedding that is no function of positions has no integer form", user)
 
 
 def _placeholders(node: fx.Node) -> list[fx.Node]:

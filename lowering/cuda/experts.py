@@ -47,6 +47,14 @@ def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Non
     )
 
 
+def _call_fp8_block(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
+    load()
+    codes, scale, _, offsets = inputs
+    return torch.ops.qpass_cuda.grouped_fp8_block_linear(
+        codes, scale, found["plain"], found["scale"], offsets, case.dtype
+    )
+
+
 def _call_w4a16(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
     load()
     fmt = case.scheme.weight
@@ -87,11 +95,11 @@ _ONE = "one launch for all experts, whose rows are counted on the device; weight
 def experts(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability: twins of the linears that have one."""
     calls: dict[str, Any] = {
-        "cuda.int8_linear": _call_int8, "cuda.fp8_linear": _call_fp8, "cuda.w4a8_int8_linear": _call_w4a8_int8,
-        "cuda.w4a16_linear": _call_w4a16,
+        "cuda.int8_linear": _call_int8, "cuda.fp8_linear": _call_fp8, "cuda.fp8_block_linear": _call_fp8_block,
+        "cuda.w4a8_int8_linear": _call_w4a8_int8, "cuda.w4a16_linear": _call_w4a16,
     }  # fmt: skip
     return tuple(
         Kernel(one.name.replace("linear", "experts"), _ONE, one.refuses, functools.partial(_prepare, one=one.prepare),
-               calls[one.name])
+               calls[one.name], one.parts)
         for one in kernels.kernels(capability) if one.name in calls
     )  # fmt: skip

@@ -71,3 +71,28 @@ def four_bit_sums(
         inputs += SPLITS * BK
         words += SPLITS * packed_step(rows, BK, 8 if ASM else 4)
     return acc
+
+
+@triton.jit
+def fp8_block_sums(
+    inputs, weights, x_scale, scale, inside, K, start, end, SPLITS: tl.constexpr, EVEN_K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, POLICY: tl.constexpr,
+):  # fmt: skip
+    """Σ w x [BN, BM] of E4M3 over K blocks of 128 as above, the float32 sum of each times its two scales.
+
+    x_scale: pointers [BM] to the scales of block 0, read where ``inside`` [BM]; scale: the tile's one for block 0.
+    """
+    k, there = tl.arange(0, 128), inside[None, :]
+    acc = tl.zeros((BN, BM), tl.float32)
+    for step in tl.range(start, end, SPLITS, num_stages=STAGES):
+        if EVEN_K:
+            w_tile = tl.load(weights, eviction_policy=POLICY)
+            x_tile = tl.load(inputs, there, 0.0)
+        else:
+            w_tile = tl.load(weights, (k < K - step * 128)[None, :], 0.0, eviction_policy=POLICY)
+            x_tile = tl.load(inputs, there & (k < K - step * 128)[:, None], 0.0)
+        both = tl.load(x_scale + step, inside, 0.0) * tl.load(scale + step)
+        acc += tl.dot(w_tile, x_tile) * both[None, :]
+        inputs += SPLITS * 128
+        weights += SPLITS * 128
+    return acc

@@ -12,6 +12,7 @@ from qpass.formats import Format
 from qpass.lowering.cuda import weights
 from qpass.lowering.cuda.experts import load
 from qpass.lowering.cuda.kernels import integers
+from qpass.numerics import codec
 from qpass.numerics.scales import Scales
 from tests.lowering.cuda.test_linears import bound, four_bit, inputs, packed, values
 
@@ -84,6 +85,29 @@ def test_fp8(counts: tuple[int, ...], tail: int) -> None:
     out = ops.grouped_fp8_linear(x, x_scale, codes, scale, ends(counts), torch.float32)
     real = x.double() * x_scale.double()
     assert within(out, real, codes.double() * scale.double()[:, :, None], counts, real)
+
+
+@pytest.mark.parametrize(("counts", "tail"), COUNTS, ids=str)
+def test_fp8_blocks(counts: tuple[int, ...], tail: int) -> None:
+    """Each expert has scales of its own; two blocks of rows, and a block of K that is not full."""
+    weight_format, input_format = Format.parse("fp8-block"), Format.parse("fp8-group")
+    experts, n, made = len(counts), 256, torch.Generator().manual_seed(9)
+    weight = torch.randn(experts * n, K, generator=made) * (torch.rand(experts * n, 1, generator=made) + 0.1)
+    found = codec.choose(weight, weight_format)
+    codes = codec.quantize(weight, found, weight_format)
+    x, scale, zero = codec.quantize_rows(torch.randn(sum(counts) + tail, K, generator=made), input_format)
+    out = ops.grouped_fp8_block_linear(x, scale, codes.view(experts, n, K), found.scale, ends(counts), torch.float32)
+    left = codec.dequantize_rows(x, scale, zero, input_format, torch.float64)
+    right = codec.dequantize(codes, found, weight_format, torch.float64).view(experts, n, K)
+    assert within(out, left, right, counts, left)
+    assert not out[sum(counts) :].any()
+
+
+def test_fp8_blocks_are_of_one_expert() -> None:
+    x = torch.zeros(2, 128).to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="multiples of 128 rows"):
+        ops.grouped_fp8_block_linear(x, torch.ones(2, 1), x.new_zeros(2, 64, 128), torch.ones(1, 1), ends((1, 1)),
+                                     torch.float32)  # fmt: skip
 
 
 def stacked(found: list, fmt: Format, order: str) -> tuple[tuple, tuple]:

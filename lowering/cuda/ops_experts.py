@@ -18,6 +18,7 @@ from qpass.lowering.cuda.ops import _assembly, _four_bit, _joined, _on_cpu, _war
 from qpass.lowering.triton.experts import (
     grouped_eight_bit_kernel,
     grouped_fp8_block_kernel,
+    grouped_w4a8_fp8_kernel,
     grouped_w4a8_int8_kernel,
     grouped_w4a16_kernel,
 )
@@ -144,7 +145,28 @@ def grouped_w4a8_int8_linear(
     return out
 
 
+@triton_op("qpass_cuda::grouped_w4a8_fp8_linear", mutates_args=())
+def grouped_w4a8_fp8_linear(
+    codes: Tensor, x_scale: Tensor, packed: Tensor, tables: Tensor, choice: Tensor, factor: Tensor, offsets: Tensor,
+    out_features: int, group: int, layout: str, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """s_x c_n Σ x · byte: E4M3 codes; tables [16, 2] of all experts; ``choice`` [E, groups, rows] uint8 rows of them,
+    or a float dtype: scales of groups; factor float32 [E, rows]."""
+    rows, found, real = codes.contiguous(), Layout.parse(layout), choice.dtype is not torch.uint8
+    words = _stack(packed, codes, out_features, layout)
+    run = _Run(rows, offsets, out_features, found.block, tiles.FOUR_BIT)
+    out = torch.empty(run.m, run.n, dtype=dtype, device=codes.device)
+    _kernel(grouped_w4a8_fp8_kernel, codes)[run.grid](
+        rows, x_scale, words, tables, choice, factor, offsets, out, run.experts, run.m, run.n, run.k, run.tiles_m,
+        run.k, run.n, padded_rows(run.n), choice.shape[1], GROUP=group, REAL=real, ASM=_assembly(codes),
+        **run.launched(codes),
+    )  # fmt: skip
+    return out
+
+
 def _stack(packed: Tensor, x: Tensor, rows: int, layout: str) -> Tensor:
     """The words of all experts; errors as for one weight."""
     _words("a kernel of experts", packed.select(0, 0), x, rows, layout)
-    return packed.view(torch.int16) if _assembly(x) else packed
+    if not _assembly(x):
+        return packed
+    return packed.view(torch.int8 if Layout.parse(layout).parts == 2 else torch.int16)

@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 from qpass.formats import Format
 from qpass.lowering.cuda import weights
 from qpass.lowering.cuda.experts import load
-from qpass.lowering.cuda.kernels import integers
+from qpass.lowering.cuda.kernels import grouped, integers
+from qpass.lowering.triton.layout import padded_rows
 from qpass.numerics import codec
 from qpass.numerics.scales import Scales
 from tests.lowering.cuda.test_linears import bound, four_bit, inputs, packed, values
@@ -145,3 +146,26 @@ def test_w4a8_int8(counts: tuple[int, ...], tail: int, text: str, inputs_format:
     # the sums of groups and the zero point's term are of the size of the moved codes, and cancel
     size = (shifted.double().abs() + (0 if away is None else away.abs())) * x_scale.double()
     assert within(out, (x.double() - x_zero) * x_scale.double(), w, counts, size)
+
+
+@pytest.mark.parametrize(("counts", "tail"), COUNTS[:4], ids=str)
+@pytest.mark.parametrize("text", ["e2m1:g256:sym:m2", "e2m1:g64:sym:e8m0", "int4:g128:sym:m2plus", "int4:g64:sym:f16",
+                                  "e3m0:channel:sym"])  # fmt: skip
+def test_w4a8_fp8(counts: tuple[int, ...], tail: int, text: str) -> None:
+    found, fmt = stack(len(counts), text)
+    lay, real = grouped(fmt, "lut"), fmt.scale_kind.is_real
+    x, x_scale, _ = inputs(sum(counts) + tail, K, "e4m3:token:sym")
+    words = torch.stack([weights.pack_signs(codes, lay.layout) for codes, _ in found])
+    tables = weights.real_table(fmt) if real else weights.tables(fmt)
+    choice = torch.stack([lay.spread(scales.scale, N, K) if real else weights.choices(codes, scales, fmt, lay)
+                          for codes, scales in found])  # fmt: skip
+    factor = torch.stack([torch.full((padded_rows(N),), 1.0) if real else weights.factors(codes, scales, fmt)
+                          for codes, scales in found])  # fmt: skip
+    out = ops.grouped_w4a8_fp8_linear(
+        x, x_scale, words, tables, choice, factor, ends(counts), N, lay.group or weights.ONE_GROUP, str(lay.layout),
+        torch.float32,
+    )  # fmt: skip
+    real_x = x.double() * x_scale.double()
+    w = torch.stack([codec.dequantize(codes, scales, fmt, torch.float32) for codes, scales in found])
+    assert within(out, real_x, w.double(), counts, real_x)
+    assert not out[sum(counts) :].any()

@@ -13,6 +13,7 @@ from qpass.lowering.triton.compile_only import Built, compile_for
 from qpass.lowering.triton.experts import (
     grouped_eight_bit_kernel,
     grouped_fp8_block_kernel,
+    grouped_w4a8_fp8_kernel,
     grouped_w4a8_int8_kernel,
     grouped_w4a16_kernel,
 )
@@ -21,7 +22,8 @@ from tests.lowering.triton.built import TYPES, _kind
 from tests.lowering.triton.test_properties import BF16, FP8, INT8, MMA, SHARED, WGMMA
 
 KERNELS = {"int8": grouped_eight_bit_kernel, "fp8": grouped_eight_bit_kernel, "w4a16": grouped_w4a16_kernel,
-           "fp8_block": grouped_fp8_block_kernel, "w4a8_int8": grouped_w4a8_int8_kernel}  # fmt: skip
+           "fp8_block": grouped_fp8_block_kernel, "w4a8_int8": grouped_w4a8_int8_kernel,
+           "w4a8_fp8": grouped_w4a8_fp8_kernel}  # fmt: skip
 
 
 @functools.cache
@@ -39,7 +41,7 @@ def built(name: str, bucket: int | None, target: str = "sm_90") -> tuple[Built, 
 
 # kernel, matrix instruction, instructions for each weight of 16 rows: the budgets of the kernels of one weight
 HOPPER = [("w4a16", BF16, 2.6), ("w4a8_int8", INT8, 1.9), ("int8", INT8, 1.4), ("fp8", FP8, 1.4),
-          ("fp8_block", FP8, 1.55)]  # fmt: skip
+          ("fp8_block", FP8, 1.55), ("w4a8_fp8", FP8, 1.9)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kinds", "budget"), HOPPER)
@@ -57,8 +59,8 @@ def test_few_rows_on_sm_90(name: str, kinds: str, budget: float) -> None:
 
 
 MORE = [("w4a16", 64), ("int8", 64), ("fp8_block", 64),
-        *((name, None) for name in ("w4a16", "w4a8_int8", "int8", "fp8_block"))]  # fmt: skip
-KINDS = {"w4a16": BF16, "fp8_block": FP8}
+        *((name, None) for name in ("w4a16", "w4a8_int8", "int8", "fp8_block", "w4a8_fp8"))]  # fmt: skip
+KINDS = {"w4a16": BF16, "fp8_block": FP8, "w4a8_fp8": FP8}
 
 
 @pytest.mark.parametrize(("name", "bucket"), MORE, ids=str)

@@ -27,6 +27,8 @@ CONFIGS = {
     "mixtral": lambda: hf.MixtralConfig(**_BASE, intermediate_size=96, num_local_experts=4, sliding_window=None),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**_BASE, head_dim=16, num_experts=8, moe_intermediate_size=32,
                                            decoder_sparse_step=1),
+    "wide": lambda: hf.Qwen3MoeConfig(**{**_BASE, "hidden_size": 256}, head_dim=16, num_experts=4,
+                                      moe_intermediate_size=128, decoder_sparse_step=1),
     "gpt_oss": lambda: hf.GptOssConfig(**_BASE, intermediate_size=96, head_dim=16, num_local_experts=4,
                                        rope_scaling=None, layer_types=["full_attention"]),
 }  # fmt: skip
@@ -104,16 +106,19 @@ def test_another_spelling():
     assert not trace.plan.unseen and sum(choice.scheme is not None for _, choice in trace.plan.choices) == 7
 
 
-SCHEMES = {"w8a8-int8": "int8", "w8a8-fp8": "fp8", "w4a16-g32": "w4a16", "w4a8-int8": "w4a8_int8"}
+SCHEMES = {"w8a8-int8": "int8", "w8a8-fp8": "fp8", "w4a16-g32": "w4a16", "w4a8-int8": "w4a8_int8",
+           "w8a8-fp8-block": "fp8_block", "w4a8-fp-m2": "w4a8_fp8", "w4a8-fp": "w4a8_fp8"}  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_gpu_plan_names_the_kernel(scheme):
     """And the lowered program runs in the interpreter, near what it means."""
     pytest.importorskip("triton")
-    given = "int4:g32:asym x int8:token:asym" if scheme == "w4a8-int8" else scheme
+    groups = {"w4a8-int8": "int4:g32:asym x int8:token:asym", "w4a8-fp-m2": "e2m1:g32:sym:m2 x e4m3:token:sym",
+              "w4a8-fp": "e2m1:g32:sym x e4m3:token:sym"}  # fmt: skip
+    given = groups.get(scheme, scheme)
     recipe = {"linears": {"*.experts.*": given, "*": "keep"}}
-    _, program = captured("qwen3_moe")
+    _, program = captured("wide" if scheme == "w8a8-fp8-block" else "qwen3_moe")  # a block is of one expert
     flat = program.call.flatten((), call())
     trace = pipeline.run(program, Recipe.parse(recipe), load_target("cuda:sm_90"))
     names = [choice.kernel.name for name, choice in trace.plan.choices if "experts" in name]

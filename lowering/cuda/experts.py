@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qpass.graph.program import Derived, Program
 from qpass.lowering import Case, Kernel, Provider
-from qpass.lowering.cuda import kernels
+from qpass.lowering.cuda import kernels, weights
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.reference import stacked
 
@@ -28,7 +28,8 @@ def _prepare(
 ) -> dict[str, Derived]:
     """What ``one`` packs for a linear, for each expert; kernels of experts have no counters, as they do not split K."""
     parts = {key: part for key, part in one(names, program, case).items() if key != "counters"}
-    return stacked(parts, case.experts)
+    shared = {key: parts.pop(key) for key in ("tables",) if key in parts}  # of a format, whatever the weight
+    return {**stacked(parts, case.experts), **shared}
 
 
 def _call_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
@@ -44,6 +45,14 @@ def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Non
     codes, scale, _, offsets = inputs
     return torch.ops.qpass_cuda.grouped_fp8_linear(
         codes, scale, found["plain"], found["row_scale"], offsets, case.dtype
+    )
+
+
+def _call_fp8_block(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
+    load()
+    codes, scale, _, offsets = inputs
+    return torch.ops.qpass_cuda.grouped_fp8_block_linear(
+        codes, scale, found["plain"], found["scale"], offsets, case.dtype
     )
 
 
@@ -70,6 +79,16 @@ def _call_w4a8_int8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bia
     )  # fmt: skip
 
 
+def _call_w4a8_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: None, case: Case) -> Tensor:
+    load()
+    lay = kernels.grouped(case.scheme.weight, "lut")
+    assert lay is not None
+    return torch.ops.qpass_cuda.grouped_w4a8_fp8_linear(
+        inputs[0], inputs[1], found["words"], found["tables"], found["choice"], found["factor"], inputs[3],
+        case.out_features, lay.group or weights.ONE_GROUP, str(lay.layout), case.dtype,
+    )  # fmt: skip
+
+
 def _no_ragged_dot(x: Tensor, weight: Tensor, offsets: Tensor) -> str | None:
     if x.dtype is not torch.bfloat16:
         return f"cuda.grouped_mm is for bfloat16, not {x.dtype}".replace("torch.", "")
@@ -87,11 +106,12 @@ _ONE = "one launch for all experts, whose rows are counted on the device; weight
 def experts(capability: Capability) -> tuple[Kernel, ...]:
     """In order of preference, for a GPU of this capability: twins of the linears that have one."""
     calls: dict[str, Any] = {
-        "cuda.int8_linear": _call_int8, "cuda.fp8_linear": _call_fp8, "cuda.w4a8_int8_linear": _call_w4a8_int8,
-        "cuda.w4a16_linear": _call_w4a16,
+        "cuda.int8_linear": _call_int8, "cuda.fp8_linear": _call_fp8, "cuda.fp8_block_linear": _call_fp8_block,
+        "cuda.w4a8_int8_linear": _call_w4a8_int8, "cuda.w4a16_linear": _call_w4a16,
+        "cuda.w4a8_fp8_linear": _call_w4a8_fp8,
     }  # fmt: skip
     return tuple(
         Kernel(one.name.replace("linear", "experts"), _ONE, one.refuses, functools.partial(_prepare, one=one.prepare),
-               calls[one.name])
+               calls[one.name], one.parts)
         for one in kernels.kernels(capability) if one.name in calls
     )  # fmt: skip

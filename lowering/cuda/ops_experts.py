@@ -15,7 +15,13 @@ from torch.library import triton_op, wrap_triton
 
 from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.ops import _assembly, _four_bit, _joined, _on_cpu, _warp_groups, _words
-from qpass.lowering.triton.experts import grouped_eight_bit_kernel, grouped_w4a8_int8_kernel, grouped_w4a16_kernel
+from qpass.lowering.triton.experts import (
+    grouped_eight_bit_kernel,
+    grouped_fp8_block_kernel,
+    grouped_w4a8_fp8_kernel,
+    grouped_w4a8_int8_kernel,
+    grouped_w4a16_kernel,
+)
 from qpass.lowering.triton.layout import Layout, padded_rows
 
 _ONE_EXPERT = {tiles.FEW: tiles.FEW, tiles.SOME: tiles.FEW, tiles.DENSE: tiles.SOME, None: None}
@@ -60,6 +66,28 @@ def grouped_fp8_linear(
 ) -> Tensor:
     """s_x s_w x W_eᵀ: E4M3 codes [S, K] and weight [E, N, K]."""
     return _eight_bit(codes, x_scale, None, weight, scale, None, offsets, dtype)
+
+
+@triton_op("qpass_cuda::grouped_fp8_block_linear", mutates_args=())
+def grouped_fp8_block_linear(
+    codes: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, offsets: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """E4M3 codes [S, K] with scales [S, K blocks], weight [E, N, K] with scales [E · N / 128, K blocks] of 128 x 128.
+
+    Raises:
+        ValueError: if 128 does not divide N, so that a block would be of two experts.
+    """
+    if weight.shape[1] % 128:
+        raise ValueError(f"grouped_fp8_block_linear takes experts of multiples of 128 rows, not {weight.shape[1]}")
+    rows = codes.contiguous()
+    run = _Run(rows, offsets, weight.shape[1], 128, tiles.FP8_BLOCK)
+    out = torch.empty(run.m, run.n, dtype=dtype, device=codes.device)
+    options = {key: value for key, value in run.launched(codes).items() if key != "BK"}
+    _kernel(grouped_fp8_block_kernel, codes)[run.grid](
+        rows, x_scale.contiguous(), weight, scale, offsets, out, run.experts, run.m, run.n, run.k, run.tiles_m, run.k,
+        run.k, run.n, **options,
+    )  # fmt: skip
+    return out
 
 
 def _eight_bit(
@@ -117,7 +145,28 @@ def grouped_w4a8_int8_linear(
     return out
 
 
+@triton_op("qpass_cuda::grouped_w4a8_fp8_linear", mutates_args=())
+def grouped_w4a8_fp8_linear(
+    codes: Tensor, x_scale: Tensor, packed: Tensor, tables: Tensor, choice: Tensor, factor: Tensor, offsets: Tensor,
+    out_features: int, group: int, layout: str, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """s_x c_n Σ x · byte: E4M3 codes; tables [16, 2] of all experts; ``choice`` [E, groups, rows] uint8 rows of them,
+    or a float dtype: scales of groups; factor float32 [E, rows]."""
+    rows, found, real = codes.contiguous(), Layout.parse(layout), choice.dtype is not torch.uint8
+    words = _stack(packed, codes, out_features, layout)
+    run = _Run(rows, offsets, out_features, found.block, tiles.FOUR_BIT)
+    out = torch.empty(run.m, run.n, dtype=dtype, device=codes.device)
+    _kernel(grouped_w4a8_fp8_kernel, codes)[run.grid](
+        rows, x_scale, words, tables, choice, factor, offsets, out, run.experts, run.m, run.n, run.k, run.tiles_m,
+        run.k, run.n, padded_rows(run.n), choice.shape[1], GROUP=group, REAL=real, ASM=_assembly(codes),
+        **run.launched(codes),
+    )  # fmt: skip
+    return out
+
+
 def _stack(packed: Tensor, x: Tensor, rows: int, layout: str) -> Tensor:
     """The words of all experts; errors as for one weight."""
-    _words("a kernel of experts", packed[0], x, rows, layout)
-    return packed.view(torch.int16) if _assembly(x) else packed
+    _words("a kernel of experts", packed.select(0, 0), x, rows, layout)
+    if not _assembly(x):
+        return packed
+    return packed.view(torch.int8 if Layout.parse(layout).parts == 2 else torch.int16)

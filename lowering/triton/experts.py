@@ -1,4 +1,5 @@
-"""y_s = W_e x_s for rows sorted by expert e, in one launch: the loops of ``eight_bit``, ``w4a16`` and ``w4a8_int8``.
+"""y_s = W_e x_s for rows sorted by expert e, in one launch: the loops of ``eight_bit``, ``fp8_block``, ``w4a16``,
+``w4a8_int8`` and ``w4a8_fp8``.
 
 A program finds its expert by itself: the tiles of all experts are counted from the ends of their rows, which stay on
 the device. No launch depends on them: the grid has room for the most tiles that S rows of E experts can have, and
@@ -8,7 +9,7 @@ programs that are left over do nothing. Every tile is one program's, without spl
 import triton
 import triton.language as tl
 
-from qpass.lowering.triton.loops import eight_bit_sums, four_bit_sums
+from qpass.lowering.triton.loops import eight_bit_sums, four_bit_sums, fp8_block_sums, signed_fp8_sums
 from qpass.lowering.triton.tile import packed_tile
 
 
@@ -54,6 +55,28 @@ def grouped_eight_bit_kernel(
     result *= tl.load(x_scale + rm, rm < last, 0.0)[None, :]
     spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
     tl.store(spots, tl.where(real, result, 0.0).to(out.dtype.element_ty), there & (rn < N)[:, None])
+
+
+@triton.jit
+def grouped_fp8_block_kernel(
+    x, x_scale, weight, scale, offsets, out, E, M, N, K, tiles_m, stride_x, stride_w, stride_out,
+    EVEN_K: tl.constexpr, ET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] and weight [E, N, K] E4M3; x_scale float32 [M, K blocks]; scale float32 [E, N / 128, K blocks]; out
+    [M, N]. Grid and offsets as above; BN divides 128, which divides N."""
+    pn, tile = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
+    expert, first, last = rows_of(tile, offsets, E, M, ET, BM)
+    own = tl.minimum(expert, E - 1).to(tl.int64)
+    rn, rm = pn * BN + tl.arange(0, BN), first + tl.arange(0, BM)
+    k, blocks, inside = tl.arange(0, 128), tl.cdiv(K, 128), rm < last
+    inputs = x + rm.to(tl.int64)[None, :] * stride_x + k[:, None]
+    weights = weight + (own * N + rn)[:, None] * stride_w + k[None, :]
+    end = tl.where((expert < E) & (first < last), blocks, 0)
+    scales = scale + (own * N + pn * BN) // 128 * blocks
+    acc = fp8_block_sums(inputs, weights, x_scale + rm.to(tl.int64) * blocks, scales, inside, K, 0, end, 1, EVEN_K, BM,
+                         BN, STAGES, "")  # fmt: skip
+    spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
+    tl.store(spots, tl.where(expert < E, acc, 0.0).to(out.dtype.element_ty), inside[None, :] & (rn < N)[:, None])
 
 
 @triton.jit
@@ -117,3 +140,28 @@ def grouped_w4a8_int8_kernel(
     result *= tl.load(x_scale + rm, rm < last, 0.0)[None, :]
     spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
     tl.store(spots, tl.where(expert < E, result, 0.0).to(out.dtype.element_ty), there & (rn < N)[:, None])
+
+
+@triton.jit
+def grouped_w4a8_fp8_kernel(
+    x, x_scale, packed, tables, choice, factor, offsets, out, E, M, N, K, tiles_m, stride_x, stride_out, rows, groups,
+    GROUP: tl.constexpr, REAL: tl.constexpr, EVEN_K: tl.constexpr, ET: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """x E4M3 [M, K]; x_scale float32 [M]; packed words of each expert; tables int32 [16, 2], of all of them; choice
+    [E, groups, rows] and factor float32 [E, rows] as in ``w4a8_fp8``; out [M, N]. Grid and offsets as above."""
+    pn, tile = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
+    expert, first, last = rows_of(tile, offsets, E, M, ET, BM)
+    own = tl.minimum(expert, E - 1)
+    rn, rm = pn * BN + tl.arange(0, BN), first + tl.arange(0, BM)
+    inputs = x + rm.to(tl.int64)[None, :] * stride_x + tl.arange(0, BK // 2)[:, None]
+    there = (rm < last)[None, :]
+    blocks = tl.cdiv(K, BK)
+    words = packed_tile(packed, pn * BN, own.to(tl.int64) * blocks, rows, BN, BK, 16 if ASM else 4)
+    mine = own.to(tl.int64) * groups * rows + rn
+    end = tl.where((expert < E) & (first < last), blocks, 0)
+    acc = signed_fp8_sums(inputs, words, tables, choice, mine, there, K, rows, 0, end, GROUP, REAL, 1, EVEN_K, BM, BN,
+                          BK, STAGES, ASM, "")  # fmt: skip
+    acc *= tl.load(factor + own * rows + rn)[:, None] * tl.load(x_scale + rm, rm < last, 0.0)[None, :]
+    spots = out + rm.to(tl.int64)[None, :] * stride_out + rn[:, None]
+    tl.store(spots, tl.where(expert < E, acc, 0.0).to(out.dtype.element_ty), there & (rn < N)[:, None])

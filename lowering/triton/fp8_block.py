@@ -7,6 +7,7 @@ operands make the dot TF32, four times slower.) C^T [n, m] = W x^T as in the oth
 import triton
 import triton.language as tl
 
+from qpass.lowering.triton.loops import fp8_block_sums
 from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
 from qpass.lowering.triton.tile import tile_of
@@ -29,18 +30,8 @@ def fp8_block_kernel(
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * 128 + k[:, None]
     weights = weight + rows[:, None] * stride_w + split * 128 + k[None, :]
     there = (rm < M)[None, :]
-    acc = tl.zeros((BN, BM), tl.float32)
-    for step in tl.range(split, blocks, SPLITS, num_stages=STAGES):
-        if EVEN_K:
-            w_tile = tl.load(weights, eviction_policy="evict_first")
-            x_tile = tl.load(inputs, there, 0.0)
-        else:
-            w_tile = tl.load(weights, (k < K - step * 128)[None, :], 0.0, eviction_policy="evict_first")
-            x_tile = tl.load(inputs, there & (k < K - step * 128)[:, None], 0.0)
-        both = tl.load(x_scale + rm * blocks + step, rm < M, 0.0) * tl.load(scale + pn * BN // 128 * blocks + step)
-        acc += tl.dot(w_tile, x_tile) * both[None, :]
-        inputs += SPLITS * 128
-        weights += SPLITS * 128
+    acc = fp8_block_sums(inputs, weights, x_scale + rm * blocks, scale + pn * BN // 128 * blocks, rm < M, K, split,
+                         blocks, SPLITS, EVEN_K, BM, BN, STAGES, "evict_first")  # fmt: skip
     if SPLITS > 1:
         acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
     else:

@@ -9,11 +9,11 @@ second dot at the end.
 import triton
 import triton.language as tl
 
-from qpass.lowering.triton.decode import fp8_codes
+from qpass.lowering.triton.loops import signed_fp8_sums
 from qpass.lowering.triton.low_rank import add_low_rank
 from qpass.lowering.triton.residual import add_residual
 from qpass.lowering.triton.split_k import all_parts
-from qpass.lowering.triton.tile import packed_step, packed_tile, tile_of
+from qpass.lowering.triton.tile import packed_tile, tile_of
 
 
 @triton.jit
@@ -33,36 +33,8 @@ def w4a8_fp8_kernel(
     inputs = x + rm.to(tl.int64)[None, :] * stride_x + split * BK + half
     there = (rm < M)[None, :]
     words = packed_tile(packed, pn * BN, split, rows, BN, BK, 16 if ASM else 4)
-    acc = tl.zeros((BN, BM), tl.float32)
-    near = tl.load(tables + rn * 0)
-    far = tl.load(tables + rn * 0 + 1)
-    near2, far2 = near, far
-    for step in tl.range(split, tl.cdiv(K, BK), SPLITS, num_stages=STAGES):
-        tile = tl.load(words, eviction_policy="evict_first")
-        left = K if EVEN_K else K - step * BK
-        x_low = tl.load(inputs, there if EVEN_K else there & (half < left), 0.0)
-        x_high = tl.load(inputs + BK // 2, there if EVEN_K else there & (half + BK // 2 < left), 0.0)
-        group = (step * BK) // GROUP * rows + rn
-        if not REAL:
-            chosen = tl.load(choice + group).to(tl.int32) * 2
-            near, far = tl.load(tables + chosen), tl.load(tables + chosen + 1)
-            near2, far2 = near, far
-            if GROUP < BK:
-                chosen2 = tl.load(choice + group + rows).to(tl.int32) * 2
-                near2, far2 = tl.load(tables + chosen2), tl.load(tables + chosen2 + 1)
-        low, high = fp8_codes(tile, near, far, near2, far2, BN, BK, ASM)
-        if not REAL:
-            acc = tl.dot(low, x_low, acc)
-            acc = tl.dot(high, x_high, acc)
-        elif GROUP < BK:  # each half of the block is a group
-            acc += tl.dot(low, x_low) * tl.load(choice + group).to(tl.float32)[:, None]
-            acc += tl.dot(high, x_high) * tl.load(choice + group + rows).to(tl.float32)[:, None]
-        else:
-            part = tl.dot(low, x_low)
-            part = tl.dot(high, x_high, part)
-            acc += part * tl.load(choice + group).to(tl.float32)[:, None]
-        inputs += SPLITS * BK
-        words += SPLITS * packed_step(rows, BK, 16 if ASM else 4)
+    acc = signed_fp8_sums(inputs, words, tables, choice, rn, there, K, rows, split, tl.cdiv(K, BK), GROUP, REAL,
+                          SPLITS, EVEN_K, BM, BN, BK, STAGES, ASM, "evict_first")  # fmt: skip
     if SPLITS > 1:
         acc, mine = all_parts(acc, workspace, counters, program, split, SPLITS, BN, BM)
     else:

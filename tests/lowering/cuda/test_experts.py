@@ -11,7 +11,9 @@ pytest.importorskip("triton")
 from qpass.formats import Format
 from qpass.lowering.cuda import weights
 from qpass.lowering.cuda.experts import load
-from qpass.lowering.cuda.kernels import integers
+from qpass.lowering.cuda.kernels import grouped, integers
+from qpass.lowering.triton.layout import padded_rows
+from qpass.numerics import codec
 from qpass.numerics.scales import Scales
 from tests.lowering.cuda.test_linears import bound, four_bit, inputs, packed, values
 
@@ -86,6 +88,29 @@ def test_fp8(counts: tuple[int, ...], tail: int) -> None:
     assert within(out, real, codes.double() * scale.double()[:, :, None], counts, real)
 
 
+@pytest.mark.parametrize(("counts", "tail"), COUNTS, ids=str)
+def test_fp8_blocks(counts: tuple[int, ...], tail: int) -> None:
+    """Each expert has scales of its own; two blocks of rows, and a block of K that is not full."""
+    weight_format, input_format = Format.parse("fp8-block"), Format.parse("fp8-group")
+    experts, n, made = len(counts), 256, torch.Generator().manual_seed(9)
+    weight = torch.randn(experts * n, K, generator=made) * (torch.rand(experts * n, 1, generator=made) + 0.1)
+    found = codec.choose(weight, weight_format)
+    codes = codec.quantize(weight, found, weight_format)
+    x, scale, zero = codec.quantize_rows(torch.randn(sum(counts) + tail, K, generator=made), input_format)
+    out = ops.grouped_fp8_block_linear(x, scale, codes.view(experts, n, K), found.scale, ends(counts), torch.float32)
+    left = codec.dequantize_rows(x, scale, zero, input_format, torch.float64)
+    right = codec.dequantize(codes, found, weight_format, torch.float64).view(experts, n, K)
+    assert within(out, left, right, counts, left)
+    assert not out[sum(counts) :].any()
+
+
+def test_fp8_blocks_are_of_one_expert() -> None:
+    x = torch.zeros(2, 128).to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="multiples of 128 rows"):
+        ops.grouped_fp8_block_linear(x, torch.ones(2, 1), x.new_zeros(2, 64, 128), torch.ones(1, 1), ends((1, 1)),
+                                     torch.float32)  # fmt: skip
+
+
 def stacked(found: list, fmt: Format, order: str) -> tuple[tuple, tuple]:
     """What ``packed`` gives, of all experts."""
     each = [packed(codes, scales, fmt, order) for codes, scales in found]
@@ -121,3 +146,26 @@ def test_w4a8_int8(counts: tuple[int, ...], tail: int, text: str, inputs_format:
     # the sums of groups and the zero point's term are of the size of the moved codes, and cancel
     size = (shifted.double().abs() + (0 if away is None else away.abs())) * x_scale.double()
     assert within(out, (x.double() - x_zero) * x_scale.double(), w, counts, size)
+
+
+@pytest.mark.parametrize(("counts", "tail"), COUNTS[:4], ids=str)
+@pytest.mark.parametrize("text", ["e2m1:g256:sym:m2", "e2m1:g64:sym:e8m0", "int4:g128:sym:m2plus", "int4:g64:sym:f16",
+                                  "e3m0:channel:sym"])  # fmt: skip
+def test_w4a8_fp8(counts: tuple[int, ...], tail: int, text: str) -> None:
+    found, fmt = stack(len(counts), text)
+    lay, real = grouped(fmt, "lut"), fmt.scale_kind.is_real
+    x, x_scale, _ = inputs(sum(counts) + tail, K, "e4m3:token:sym")
+    words = torch.stack([weights.pack_signs(codes, lay.layout) for codes, _ in found])
+    tables = weights.real_table(fmt) if real else weights.tables(fmt)
+    choice = torch.stack([lay.spread(scales.scale, N, K) if real else weights.choices(codes, scales, fmt, lay)
+                          for codes, scales in found])  # fmt: skip
+    factor = torch.stack([torch.full((padded_rows(N),), 1.0) if real else weights.factors(codes, scales, fmt)
+                          for codes, scales in found])  # fmt: skip
+    out = ops.grouped_w4a8_fp8_linear(
+        x, x_scale, words, tables, choice, factor, ends(counts), N, lay.group or weights.ONE_GROUP, str(lay.layout),
+        torch.float32,
+    )  # fmt: skip
+    real_x = x.double() * x_scale.double()
+    w = torch.stack([codec.dequantize(codes, scales, fmt, torch.float32) for codes, scales in found])
+    assert within(out, real_x, w.double(), counts, real_x)
+    assert not out[sum(counts) :].any()

@@ -10,13 +10,20 @@ pytest.importorskip("triton")
 
 from qpass.lowering.cuda import tiles
 from qpass.lowering.triton.compile_only import Built, compile_for
-from qpass.lowering.triton.experts import grouped_eight_bit_kernel, grouped_w4a8_int8_kernel, grouped_w4a16_kernel
+from qpass.lowering.triton.experts import (
+    grouped_eight_bit_kernel,
+    grouped_fp8_block_kernel,
+    grouped_w4a8_fp8_kernel,
+    grouped_w4a8_int8_kernel,
+    grouped_w4a16_kernel,
+)
 from qpass.lowering.triton.properties import loop_of, properties
 from tests.lowering.triton.built import TYPES, _kind
 from tests.lowering.triton.test_properties import BF16, FP8, INT8, MMA, SHARED, WGMMA
 
 KERNELS = {"int8": grouped_eight_bit_kernel, "fp8": grouped_eight_bit_kernel, "w4a16": grouped_w4a16_kernel,
-           "w4a8_int8": grouped_w4a8_int8_kernel}  # fmt: skip
+           "fp8_block": grouped_fp8_block_kernel, "w4a8_int8": grouped_w4a8_int8_kernel,
+           "w4a8_fp8": grouped_w4a8_fp8_kernel}  # fmt: skip
 
 
 @functools.cache
@@ -29,11 +36,12 @@ def built(name: str, bucket: int | None, target: str = "sm_90") -> tuple[Built, 
     ragged = ("M", "E", "tiles_m", "groups")
     types = {**TYPES, "offsets": "*i32", **dict.fromkeys(ragged, "i32"), **types}
     made = compile_for(kernel, types, constants, target, warps=tile.warps, ragged=ragged)
-    return made, tile.bn * constants["BK"]
+    return made, tile.bn * constants.get("BK", 128)
 
 
 # kernel, matrix instruction, instructions for each weight of 16 rows: the budgets of the kernels of one weight
-HOPPER = [("w4a16", BF16, 2.6), ("w4a8_int8", INT8, 1.9), ("int8", INT8, 1.4), ("fp8", FP8, 1.4)]
+HOPPER = [("w4a16", BF16, 2.6), ("w4a8_int8", INT8, 1.9), ("int8", INT8, 1.4), ("fp8", FP8, 1.4),
+          ("fp8_block", FP8, 1.55), ("w4a8_fp8", FP8, 1.9)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kinds", "budget"), HOPPER)
@@ -50,14 +58,16 @@ def test_few_rows_on_sm_90(name: str, kinds: str, budget: float) -> None:
         assert found.per_weight(weights, kernel) <= budget
 
 
-MORE = [("w4a16", 64), ("int8", 64), *((name, None) for name in ("w4a16", "w4a8_int8", "int8"))]
+MORE = [("w4a16", 64), ("int8", 64), ("fp8_block", 64),
+        *((name, None) for name in ("w4a16", "w4a8_int8", "int8", "fp8_block", "w4a8_fp8"))]  # fmt: skip
+KINDS = {"w4a16": BF16, "fp8_block": FP8, "w4a8_fp8": FP8}
 
 
 @pytest.mark.parametrize(("name", "bucket"), MORE, ids=str)
 def test_more_rows_on_sm_90(name: str, bucket: int | None) -> None:
     kernel, _ = built(name, bucket)
     found = properties(kernel)
-    kinds = BF16 if name == "w4a16" else INT8
+    kinds = KINDS.get(name, INT8)
     assert found.matrix == {WGMMA.format(n=bucket or 128, k=16 if kinds == BF16 else 32, kinds=kinds)}
     assert found.conversions == 0 and found.words[0] == found.words[1] and kernel.shared <= SHARED
     if kernel.sass:

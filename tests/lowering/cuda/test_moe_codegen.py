@@ -1,0 +1,70 @@
+"""What Inductor makes of a mixture-of-experts block on a GPU that is not here: and nothing on the host."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+pytest.importorskip("triton")
+
+import qpass
+from tests.lowering.cuda import fakegpu
+from tests.lowering.cuda.generated import launches
+
+PAST = 7
+_BASE = {"vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 64,
+         "num_key_value_heads": 2, "num_experts_per_tok": 2, "tie_word_embeddings": False}  # fmt: skip
+CONFIGS = {
+    "mixtral": lambda: hf.MixtralConfig(**_BASE, intermediate_size=512, num_local_experts=4, sliding_window=None),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**_BASE, num_experts=8, moe_intermediate_size=256, decoder_sparse_step=1),
+}
+HOST = (".item(", "_local_scalar_dense", "nonzero", ".tolist(", ".cpu(")
+
+
+@functools.cache
+def model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    made = hf.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval().to(torch.bfloat16)
+    made.set_experts_implementation("grouped_mm")
+    return made
+
+
+def code(name: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model of one block, for one token of one sequence behind ``PAST``."""
+    recipe = {"linears": {"lm_head.weight": "keep", "*": scheme}}
+    program = qpass.trace(model(name), recipe, target="cuda")["LOWERED"]
+    sizes = {"input_ids": (1, 1), "attention_mask": (1, PAST + 1), "position_ids": (1, 1), "keep": (1,)}
+    inputs = [(sizes.get(node.name, (1, 2, PAST, 64)), node.meta["val"].dtype) for node in program.placeholders()]
+    monkeypatch.setitem(fakegpu.SETTINGS, "max_autotune_gemm", False)  # no dense dot is asked about here
+    return fakegpu.code_for(program, inputs)
+
+
+# scheme, its kernels for a linear and for experts
+SCHEMES = [("w8a8-int8", "eight_bit_kernel", "grouped_eight_bit_kernel"),
+           ("w4a16-g128", "w4a16_kernel", "grouped_w4a16_kernel"),
+           ("w8a8-fp8-block", "fp8_block_kernel", "grouped_fp8_block_kernel")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("scheme", "dense", "grouped"), SCHEMES, ids=[case[0] for case in SCHEMES])
+def test_a_decode_step(name: str, scheme: str, dense: str, grouped: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v in one launch, o, and two launches for all experts; the host reads nothing, a graph can hold it."""
+    text = code(name, scheme, monkeypatch)
+    found = launches(text)
+    body = text[text.index("    def call(") :]
+    assert not [word for word in HOST if word in body]
+    at = [place for place, one in enumerate(found) if one.startswith(grouped)]
+    assert len(at) == 2, found
+    # between them only the activation, with the quantizing of its rows
+    assert at[1] - at[0] == 2 and found[at[0] + 1].startswith("triton_"), found
+    assert len([one for one in found if one.startswith(dense)]) == 2, found
+    assert "aten._grouped_mm" not in " ".join(found)
+    # between o and the experts: norm, router, softmax, choice, sort by expert, rows of experts, counts, ends
+    last = max(place for place, one in enumerate(found) if one.startswith(dense))
+    assert at[0] - last - 1 <= 8, found
+    # from the embedding to the head, with attention of torch
+    assert len(found) <= 26, found

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from qpass.capture.blame import capture_error, user_line
-from qpass.capture.cache_name import cache_argument, cache_field, returned_cache
+from qpass.capture.cache_name import NEW, cache_argument, cache_field, returned_cache
 from qpass.capture.causal_call import CausalLMCall, KVSpec, default_positions
 from qpass.capture.convention import TensorSpec
 from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
@@ -90,7 +90,7 @@ def capture_causal_lm(
     signature = inspect.signature(type(model).forward)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     cache_name = cache_argument(signature)
-    if cache_name is None or "attention_mask" not in signature.parameters:
+    if cache_name is None or "attention_mask" not in signature.parameters or _only_states(model, cache_name):
         fix = "use a model with attention, or compile its submodules"
         raise UnsupportedError("The language model keeps no key/value cache", where=type(model).__name__, fix=fix)
     output, kv = _probe_cache(model, cache_name)
@@ -119,6 +119,14 @@ def capture_causal_lm(
         return_dict=bool(getattr(model.config, "return_dict", True)),
     )
     return exported, call, names
+
+
+def _only_states(model: PreTrainedModel, cache_name: str) -> bool:
+    """Whether the cache holds states in place of keys and values, as Mamba's; 5.24 gave the two one name."""
+    if cache_name != NEW:
+        return False
+    linear = DynamicCache(config=model.config).is_linear
+    return bool(linear) and all(linear)
 
 
 def _probe_cache(model: PreTrainedModel, cache_name: str) -> tuple[Any, tuple[KVSpec, ...]]:

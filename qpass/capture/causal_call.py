@@ -11,14 +11,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from qpass.capture.cache_name import OLD, cache_argument, cache_field
 from qpass.capture.convention import CallConvention, TensorSpec
 from qpass.errors import InputError, UnsupportedError
 
 # Arguments that only ask for another result; False and None mean "not asked".
 _ASK = ("output_attentions", "output_hidden_states", "output_router_logits")
 _KNOWN = {
-    "input_ids", "attention_mask", "position_ids", "past_key_values", "labels", "use_cache", "logits_to_keep",
-    "num_logits_to_keep", "return_dict", "cache_position",
+    "input_ids", "attention_mask", "position_ids", "labels", "use_cache", "logits_to_keep", "num_logits_to_keep",
+    "return_dict", "cache_position",
 }  # fmt: skip
 
 
@@ -57,6 +58,21 @@ class CausalLMCall(CallConvention):
         first = len(self.inputs) - len(self.kv)
         return tuple((first + number, 1 + number) for number in range(len(self.kv)))
 
+    @property
+    def cache_argument(self) -> str:
+        """What forward calls the cache: capture refuses a model that has no such argument."""
+        return cache_argument(self.signature) or OLD
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """As there. A cache under its old name is taken where transformers takes it too, and gets the new name."""
+        arguments, name = super().bind(args, kwargs), self.cache_argument
+        if name == OLD or OLD not in arguments:
+            return arguments
+        if name in arguments:
+            what = f"The call has `{OLD}` and `{name}`, which are one argument"
+            raise InputError(what, fix=f"pass the cache as {name} alone")
+        return {**{key: value for key, value in arguments.items() if key != OLD}, name: arguments[OLD]}
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Flat inputs: input_ids, attention_mask, [position_ids], keep, k0, v0, ... Missing ones get their default."""
         return self.flatten_bound(self.bind(args, kwargs))
@@ -70,7 +86,7 @@ class CausalLMCall(CallConvention):
             raise InputError(f"`input_ids` is {got}, it must be int64[batch, seq]", fix="pass a batch of token ids")
         ids = ids.to(torch.int64)
         batch, seq = ids.shape
-        cache = self.cache_tensors(arguments.get("past_key_values"), batch)
+        cache = self.cache_tensors(arguments.get(self.cache_argument), batch)
         past = cache[0].shape[2]
         mask = self._mask(arguments.get("attention_mask"), batch, past, seq)
         flat = [ids, mask]
@@ -85,7 +101,11 @@ class CausalLMCall(CallConvention):
         logits, kv = self.results(outputs)
         cache = DynamicCache()
         store(cache, kv)
-        return self.output_type(logits=logits, past_key_values=cache)
+        return self.output(cache, logits=logits)
+
+    def output(self, cache: DynamicCache | None, **values: Any) -> Any:
+        """The model's output with `cache` in its field for that, and `values` by name."""
+        return self.output_type(**values, **{cache_field(self.output_type) or OLD: cache})
 
     def results(self, outputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
         """The caller's logits and k0, v0, ... from the graph's flat outputs."""
@@ -93,22 +113,24 @@ class CausalLMCall(CallConvention):
 
     def cache_tensors(self, cache: Any, batch: int) -> list[Tensor]:
         """k0, v0, ... held by `cache`; tensors without tokens if it is None or empty. Raises for other caches."""
-        if cache is None or not _length(check_cache(cache)):
+        name = self.cache_argument
+        if cache is None or not _length(check_cache(cache, name)):
             return [torch.empty(batch, s.heads, 0, s.head_dim, dtype=s.dtype, device=self.device) for s in self.kv]
         if 2 * len(cache.layers) != len(self.kv):
-            what = f"`past_key_values` has {len(cache.layers)} layers, the model has {len(self.kv) // 2}"
+            what = f"`{name}` has {len(cache.layers)} layers, the model has {len(self.kv) // 2}"
             raise InputError(what, fix="pass the cache that this model returned")
         for index, layer in enumerate(cache.layers):
             seen = getattr(layer, "cumulative_length", None)
             if isinstance(seen, int) and seen != layer.keys.shape[-2]:
-                what = f"`past_key_values` was already cut to a sliding window, {layer.keys.shape[-2]} of {seen} tokens"
+                what = f"`{name}` was already cut to a sliding window, {layer.keys.shape[-2]} of {seen} tokens"
                 fix = "start from an empty cache; the compiled model keeps all tokens and masks the window itself"
                 raise UnsupportedError(what, where=f"layer {index}", fix=fix)
         return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
     def _refuse(self, arguments: Mapping[str, Any], extra: frozenset[str]) -> None:
+        known = _KNOWN | extra | {self.cache_argument}
         for name, value in arguments.items():
-            if name in _KNOWN or name in extra or value is None or (name in _ASK and value is False):
+            if name in known or value is None or (name in _ASK and value is False):
                 continue
             default = self.signature.parameters.get(name)
             if default is not None and value is default.default:
@@ -178,13 +200,13 @@ def kept_rows(logits_to_keep: Any, seq: int, device: torch.device) -> Tensor:
     return torch.arange(max(seq - rows, 0) if rows else 0, seq, device=device)
 
 
-def check_cache(cache: Any) -> DynamicCache:
-    """`cache` if it is a growing cache; UnsupportedError for static, quantized, offloaded and tuple caches."""
+def check_cache(cache: Any, name: str) -> DynamicCache:
+    """`cache`, the argument `name`, if it grows; UnsupportedError for static, quantized, offloaded and tuple caches."""
     plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
     if not plain or any(not isinstance(layer, DynamicLayer) for layer in cache.layers):
         kind = f"{type(cache).__name__} (offloading)" if getattr(cache, "offloading", False) else type(cache).__name__
         fix = "pass a transformers.DynamicCache, and leave cache_implementation out of generate()"
-        raise UnsupportedError(f"`past_key_values` is a {kind}", fix=fix)
+        raise UnsupportedError(f"`{name}` is a {kind}", fix=fix)
     return cache
 
 

@@ -1,6 +1,6 @@
 """A Hugging Face causal LM as one graph for prefill and decode, with the key/value cache as flat tensors.
 
-    before: model(input_ids, attention_mask, position_ids, past_key_values=DynamicCache)
+    before: model(input_ids, attention_mask, position_ids, cache=DynamicCache)
     after:  graph(input_ids, attention_mask, position_ids, keep, k0, v0, ...) -> (logits, k0, v0, ...)
 
 Recognised by what the model can do, never by its name. Every layer gets a plain growing cache: a sliding window is
@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from qpass.capture.blame import capture_error, user_line
+from qpass.capture.cache_name import NEW, cache_argument, cache_field, returned_cache
 from qpass.capture.causal_call import CausalLMCall, KVSpec, default_positions
 from qpass.capture.convention import TensorSpec
 from qpass.capture.trace import dim_names, dim_ranges, readable_shape, trace, user_inputs
@@ -30,12 +31,16 @@ BATCH, SEQ, PAST, KEEP = 3, 5, 7, 2
 
 
 class FlatCausalLM(nn.Module):
-    """`m` with flat tensors in and out. Key/value k_i: [batch, heads, past, head_dim] in, [.., past + seq, ..] out."""
+    """`m` with flat tensors in and out. Key/value k_i: [batch, heads, past, head_dim] in, [.., past + seq, ..] out.
 
-    def __init__(self, model: nn.Module, *, takes_keep: bool) -> None:
+    cache_names: the argument of `m` that takes the cache, and the field of its output that holds it.
+    """
+
+    def __init__(self, model: nn.Module, *, takes_keep: bool, cache_names: tuple[str, str]) -> None:
         super().__init__()
         self.m = model
         self.takes_keep = takes_keep
+        self.argument, self.field = cache_names
         self.eval()
 
     def forward(
@@ -54,9 +59,10 @@ class FlatCausalLM(nn.Module):
             call["position_ids"] = position_ids
         if self.takes_keep:
             call["logits_to_keep"] = keep
-        out = self.m(**call, past_key_values=filled_cache(pairs), use_cache=True, return_dict=True)
+        call[self.argument] = filled_cache(pairs)
+        out = self.m(**call, use_cache=True, return_dict=True)
         logits = out.logits if self.takes_keep else out.logits[:, keep]
-        return logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values))
+        return logits, *(t for layer in getattr(out, self.field).layers for t in (layer.keys, layer.values))
 
 
 def filled_cache(pairs: list[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -83,13 +89,15 @@ def capture_causal_lm(
     """Graph, call convention and dim names. Raises UnsupportedError if the model has no plain key/value cache."""
     signature = inspect.signature(type(model).forward)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
-    if "past_key_values" not in signature.parameters or "attention_mask" not in signature.parameters:
+    cache_name = cache_argument(signature)
+    if cache_name is None or "attention_mask" not in signature.parameters or _only_states(model, cache_name):
         fix = "use a model with attention, or compile its submodules"
         raise UnsupportedError("The language model keeps no key/value cache", where=type(model).__name__, fix=fix)
-    output, kv = _probe_cache(model)
+    output, kv = _probe_cache(model, cache_name)
     takes_positions = "position_ids" in signature.parameters
     args, dims, shapes = _examples(model, kv, takes_positions=takes_positions)
-    wrapper = FlatCausalLM(model, takes_keep="logits_to_keep" in signature.parameters)
+    cache_names = cache_name, cache_field(type(output)) or cache_name
+    wrapper = FlatCausalLM(model, takes_keep="logits_to_keep" in signature.parameters, cache_names=cache_names)
     exported = trace(wrapper, args, {}, shapes, strict=strict, owner=model)
     names = dim_names(exported, dims)
     tensors = [(name, value) for name, value in user_inputs(exported) if isinstance(value, Tensor)]
@@ -113,21 +121,29 @@ def capture_causal_lm(
     return exported, call, names
 
 
-def _probe_cache(model: PreTrainedModel) -> tuple[Any, tuple[KVSpec, ...]]:
+def _only_states(model: PreTrainedModel, cache_name: str) -> bool:
+    """Whether the cache holds states in place of keys and values, as Mamba's; 5.24 gave the two one name."""
+    if cache_name != NEW:
+        return False
+    linear = DynamicCache(config=model.config).is_linear
+    return bool(linear) and all(linear)
+
+
+def _probe_cache(model: PreTrainedModel, cache_name: str) -> tuple[Any, tuple[KVSpec, ...]]:
     """One tiny eager run: the class of the output, and heads, head_dim and dtype of every layer's keys and values."""
     ids = torch.arange(1, 4, device=model.device).expand(2, -1).contiguous()
     try:
         out = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=DynamicCache(),
             use_cache=True,
             return_dict=True,
+            **{cache_name: DynamicCache()},
         )
     except Exception as error:
         raise capture_error(error, model) from error
     fix = "use a decoder-only model whose layers all keep keys and values"
-    cache = getattr(out, "past_key_values", None)
+    cache = returned_cache(out)
     if not isinstance(cache, DynamicCache) or not cache.layers:
         what = f"The model returns {type(cache).__name__} in place of a DynamicCache"
         raise UnsupportedError(what, where=type(model).__name__, fix=fix)

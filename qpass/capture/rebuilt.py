@@ -173,14 +173,14 @@ def _causal_forward(self: Any, call: CausalLMCall, args: tuple[Any, ...], kwargs
         vocab = self.config.get_text_config(decoder=True).vocab_size
         loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **extra)
     cache = _updated_cache(call, arguments, kv)
-    output = call.output_type(loss=loss, logits=logits, past_key_values=cache)
+    output = call.output(cache, loss=loss, logits=logits)
     wanted = arguments.get("return_dict")
     return output if (call.return_dict if wanted is None else wanted) else output.to_tuple()
 
 
 def _updated_cache(call: CausalLMCall, arguments: dict[str, Any], kv: list[Tensor]) -> DynamicCache | None:
     """The caller's cache, updated in place as transformers does; a new one if there was none and it is wanted."""
-    cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
+    cache, use_cache = arguments.get(call.cache_argument), arguments.get("use_cache")
     if cache is None and not (call.use_cache if use_cache is None else use_cache):
         return None
     cache = DynamicCache() if cache is None else cache

@@ -1,7 +1,8 @@
 """What a model is worth: perplexity, distance between two models, tokens per second, bytes.
 
 Every function takes any object that is called like a Hugging Face causal language model: ``model(input_ids=...,
-past_key_values=..., use_cache=..., logits_to_keep=...)`` gives something with ``logits`` and ``past_key_values``.
+past_key_values=..., use_cache=..., logits_to_keep=...)`` gives something with ``logits`` and ``past_key_values``, or
+``cache`` in place of it, as from transformers 5.24 on.
 So a float model, a compiled one, a torchao one and one from ``qpass.compile`` are measured by the same code.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qpass.capture.cache_name import cache_argument, returned_cache, usual_name
 from qpass.errors import InputError, NumericsError
 
 Progress = Callable[[int, int], None]
@@ -201,7 +203,7 @@ def decode_sampler(
     step = _caller(model)
     with torch.no_grad():
         reader = _caller(prefill if prefill is not None else model)
-        start = reader(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        start = returned_cache(reader(ids[:, :prompt], cache=cache, use_cache=True, logits_to_keep=1))
     steps = ids[:, prompt:].split(1, dim=1)
 
     @torch.no_grad()
@@ -209,7 +211,7 @@ def decode_sampler(
         past = copy.deepcopy(start)
         began = clock()
         for token in steps:
-            past = step(token, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
+            past = returned_cache(step(token, cache=past, use_cache=True, logits_to_keep=1))
         return batch * new / (clock() - began)
 
     return sample
@@ -231,7 +233,7 @@ def prefill_sampler(
     def sample() -> float:
         past = copy.deepcopy(cache)
         began = clock()
-        read(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        read(ids, cache=past, use_cache=True, logits_to_keep=1)
         return batch * length / (clock() - began)
 
     return sample
@@ -325,11 +327,19 @@ def _exp(mean: float) -> float:
 
 
 def _caller(model: Any) -> Callable[..., Any]:
-    """``model`` as a function of ids and keywords, without ``logits_to_keep`` where its forward does not know it."""
-    parameters = inspect.signature(getattr(model, "forward", model)).parameters
-    known = "logits_to_keep" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    """``model`` as a function of ids and keywords, without ``logits_to_keep`` where its forward does not know it.
 
-    def call(ids: torch.Tensor, *, logits_to_keep: int | None = None, **keywords: Any) -> Any:
+    The keyword ``cache`` gets the name that the model has for it.
+    """
+    signature = inspect.signature(getattr(model, "forward", model))
+    known = "logits_to_keep" in signature.parameters or any(
+        p.kind is p.VAR_KEYWORD for p in signature.parameters.values()
+    )
+    name = cache_argument(signature) or usual_name()
+
+    def call(ids: torch.Tensor, *, cache: Any = None, logits_to_keep: int | None = None, **keywords: Any) -> Any:
+        if keywords.get("use_cache"):
+            keywords[name] = cache
         if logits_to_keep is not None and known:
             keywords["logits_to_keep"] = logits_to_keep
         return model(input_ids=ids, **keywords)

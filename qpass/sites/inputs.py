@@ -52,7 +52,7 @@ def _causal(program: Program, call: CausalLMCall, generator: torch.Generator) ->
     past = [torch.randn(shape, generator=generator).to(call.device, spec.dtype) for shape, spec in zip(shapes, call.kv)]
     cache = DynamicCache()
     store(cache, past)
-    arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": cache}
+    arguments: dict[str, Any] = {"input_ids": ids, call.cache_argument: cache}
     if call.takes_positions:
         arguments["position_ids"] = torch.arange(_PAST, _PAST + _SEQ, device=call.device).expand(_BATCH, -1)
     return list(call.flatten((), arguments))

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from qpass.capture.cache_name import usual_name
 from qpass.capture.interface import rebuild
 from qpass.errors import InputError, UnsupportedError
 
@@ -163,13 +164,29 @@ def test_other_caches_are_refused(captured: Any) -> None:
     model, rebuilt, _ = captured("mistral")
     ids = torch.randint(2, 250, (1, 12))
     static = StaticCache(config=model.config, max_cache_len=32)
-    with pytest.raises(UnsupportedError, match="`past_key_values` is a StaticCache"):
+    with pytest.raises(UnsupportedError, match=f"`{usual_name()}` is a StaticCache"):
         rebuilt(ids, past_key_values=static)
-    with pytest.raises(UnsupportedError, match="`past_key_values` is a StaticCache"):
+    with pytest.raises(UnsupportedError, match=f"`{usual_name()}` is a StaticCache"):
         rebuilt.generate(ids, cache_implementation="static", max_new_tokens=2)
     cut = model(ids, past_key_values=DynamicCache(config=model.config)).past_key_values
     with pytest.raises(UnsupportedError, match="already cut to a sliding window, 7 of 12 tokens"):
         rebuilt(ids[:, :1], past_key_values=cut)
+
+
+def test_the_cache_goes_by_the_name_of_the_installed_transformers(captured: Any) -> None:
+    model, rebuilt, _ = captured("llama")
+    ids, name = torch.randint(2, 250, (1, 5)), usual_name()
+    assert name in inspect.signature(rebuilt.forward).parameters
+    firsts = [each(ids[:, :4], **{name: DynamicCache()})[name] for each in (model, rebuilt)]
+    want, got = (each(ids[:, 4:], **{name: past}) for each, past in zip((model, rebuilt), firsts))
+    torch.testing.assert_close(got.logits, want.logits)
+    assert got[name] is firsts[1] and firsts[1].get_seq_length() == 5
+    if name == "past_key_values":
+        with pytest.raises(UnsupportedError, match="does not take `cache`"):
+            rebuilt(ids, cache=DynamicCache())
+    else:
+        with pytest.raises(InputError, match="which are one argument"):
+            rebuilt(ids, cache=DynamicCache(), past_key_values=DynamicCache())
 
 
 def test_it_does_not_train_move_or_cast(captured: Any) -> None:

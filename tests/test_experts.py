@@ -107,15 +107,14 @@ def test_another_spelling():
 
 
 SCHEMES = {"w8a8-int8": "int8", "w8a8-fp8": "fp8", "w4a16-g32": "w4a16", "w4a8-int8": "w4a8_int8",
-           "w8a8-fp8-block": "fp8_block", "w4a8-fp-m2": "w4a8_fp8", "w4a8-fp": "w4a8_fp8"}  # fmt: skip
+           "w8a8-fp8-block": "fp8_block", "w4a8-fp-m2": "w4a8_fp8"}  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_gpu_plan_names_the_kernel(scheme):
     """And the lowered program runs in the interpreter, near what it means."""
     pytest.importorskip("triton")
-    groups = {"w4a8-int8": "int4:g32:asym x int8:token:asym", "w4a8-fp-m2": "e2m1:g32:sym:m2 x e4m3:token:sym",
-              "w4a8-fp": "e2m1:g32:sym x e4m3:token:sym"}  # fmt: skip
+    groups = {"w4a8-int8": "int4:g32:asym x int8:token:asym", "w4a8-fp-m2": "e2m1:g32:sym:m2 x e4m3:token:sym"}
     given = groups.get(scheme, scheme)
     recipe = {"linears": {"*.experts.*": given, "*": "keep"}}
     _, program = captured("wide" if scheme == "w8a8-fp8-block" else "qwen3_moe")  # a block is of one expert

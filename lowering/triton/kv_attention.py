@@ -137,7 +137,48 @@ def _queries(q, source, live, d, WIDTH: tl.constexpr, STEP: tl.constexpr, FIRST:
 
 
 @triton.jit
-def kv_attention_kernel(  # noqa: C901 (branches that are taken when it is compiled)
+def _scores(
+    q_low, q_high, q_sum, codes, k, s, step, S, scale, KIND: tl.constexpr, HALF: tl.constexpr, BYTES: tl.constexpr,
+    EACH: tl.constexpr, ZERO: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """scale · q k̂ᵀ, float32 [BM, keys]."""
+    low, high = _tiles(codes, k, s, step, S, KIND, BYTES, EACH, ZERO, BD, BS, DTYPE, ASM)
+    score = tl.dot(q_low, tl.trans(low), input_precision=PRECISION)
+    if HALF:
+        score = tl.dot(q_high, tl.trans(high), score, input_precision=PRECISION)
+    if EACH:
+        score *= scale
+    else:
+        k_scale, k_zero = _numbers(k, s, step, S, KIND, BYTES, ZERO)
+        if ZERO:
+            score -= q_sum[:, None] * k_zero[None, :]
+        score *= (k_scale * scale)[None, :]
+    return score
+
+
+@triton.jit
+def _add_values(
+    low, high, zeros, unit, p, grown, codes, v, s, step, S, KIND: tl.constexpr, HALF: tl.constexpr,
+    BYTES: tl.constexpr, EACH: tl.constexpr, ZERO: tl.constexpr, IN_F16: tl.constexpr, BV: tl.constexpr,
+    BS: tl.constexpr, DTYPE: tl.constexpr, ROUND: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """(sums of the low halves, of the high halves, of zero points, unit) with those of these keys added."""
+    if not EACH:
+        v_scale, v_zero = _numbers(v, s, step, S, KIND, BYTES, ZERO)
+        p, grown, unit = _weights(p, v_scale, grown, unit, IN_F16)
+    weights = p.to(ROUND)
+    if ZERO and not EACH:
+        zeros = zeros * grown + tl.sum(weights.to(tl.float32) * v_zero[None, :], 1)
+    v_low, v_high = _tiles(codes, v, s, step, S, KIND, BYTES, EACH, ZERO, BV, BS, DTYPE, ASM)
+    low = tl.dot(weights.to(DTYPE), v_low, low * grown[:, None], input_precision=PRECISION)
+    if HALF:
+        high = tl.dot(weights.to(DTYPE), v_high, high * grown[:, None], input_precision=PRECISION)
+    return low, high, zeros, unit
+
+
+@triton.jit
+def kv_attention_kernel(
     q, k, v, mask, out, parts, HEADS, T, S, SPLITS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, mask_b, mask_h, mask_t,
     scale, softcap,
     D: tl.constexpr, DV: tl.constexpr, G: tl.constexpr, K_KIND: tl.constexpr, K_EACH: tl.constexpr,
@@ -186,17 +227,8 @@ def kv_attention_kernel(  # noqa: C901 (branches that are taken when it is compi
         s = first + tl.arange(0, BS)
         k_codes = _codes(k, s, k_t, S, K_BYTES, BD)
         v_codes = _codes(v, s, v_t, S, V_BYTES, BV)
-        k_low, k_high = _tiles(k_codes, k, s, k_t, S, K_KIND, K_BYTES, K_EACH, K_ZERO, BD, BS, DTYPE, ASM)
-        score = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
-        if K_HALF:
-            score = tl.dot(q_high, tl.trans(k_high), score, input_precision=PRECISION)
-        if K_EACH:
-            score *= scale
-        else:
-            k_scale, k_zero = _numbers(k, s, k_t, S, K_KIND, K_BYTES, K_ZERO)
-            if K_ZERO:
-                score -= q_sum[:, None] * k_zero[None, :]
-            score *= (k_scale * scale)[None, :]
+        score = _scores(q_low, q_high, q_sum, k_codes, k, s, k_t, S, scale, K_KIND, K_HALF, K_BYTES, K_EACH, K_ZERO, BD,
+                        BS, DTYPE, PRECISION, ASM)  # fmt: skip
         if CAPPED:
             score = _capped(score, softcap)
         seen, spots = _seen(mask, places, token, live, s, S, CAUSAL, MASK)
@@ -204,16 +236,9 @@ def kv_attention_kernel(  # noqa: C901 (branches that are taken when it is compi
             score += tl.load(spots, seen, 0.0).to(tl.float32)
         p, grown, top = _softmax(score, seen, top)
         total = total * grown + tl.sum(p, 1)
-        if not V_EACH:
-            v_scale, v_zero = _numbers(v, s, v_t, S, V_KIND, V_BYTES, V_ZERO)
-            p, grown, unit = _weights(p, v_scale, grown, unit, IN_F16)
-        weights = p.to(ROUND)
-        if V_ZERO and not V_EACH:
-            zeros = zeros * grown + tl.sum(weights.to(tl.float32) * v_zero[None, :], 1)
-        v_low, v_high = _tiles(v_codes, v, s, v_t, S, V_KIND, V_BYTES, V_EACH, V_ZERO, BV, BS, DTYPE, ASM)
-        low = tl.dot(weights.to(DTYPE), v_low, low * grown[:, None], input_precision=PRECISION)
-        if V_HALF:
-            high = tl.dot(weights.to(DTYPE), v_high, high * grown[:, None], input_precision=PRECISION)
+        low, high, zeros, unit = _add_values(low, high, zeros, unit, p, grown, v_codes, v, s, v_t, S, V_KIND, V_HALF,
+                                             V_BYTES, V_EACH, V_ZERO, IN_F16, BV, BS, DTYPE, ROUND, PRECISION,
+                                             ASM)  # fmt: skip
 
     low, high = low - zeros[:, None], high - zeros[:, None]
     if IN_F16:

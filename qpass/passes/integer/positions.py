@@ -63,8 +63,8 @@ def _looked_up(state: State, node: fx.Node, user: fx.Node) -> fx.Node:
 def _no_table(user: fx.Node) -> UnsupportedError:
     """What to say of cos or sin that no table of [batch, seq, D] holds: interleaved pairs spread them over heads."""
     if len(user.args) > 3 and user.args[3]:
-        what = ("a rotary embedding of interleaved pairs, channels 2i and 2i + 1 (GPT-J, CodeGen, GLM, Helium, "
-                "Ernie 4.5), whose cos and sin are not [batch, seq, D], has no integer form")  # fmt: skip
+        what = ("a rotary embedding of interleaved pairs, channels 2i and 2i + 1, whose cos and sin are not "
+                "[batch, seq, D], has no integer form")  # fmt: skip
         return refused(what, user, "use a recipe that is not integer-only for this model, such as w8a8-int8")
     return refused("a rotary embedding that is no function of positions has no integer form", user)
 

@@ -178,6 +178,30 @@ def _add_values(
 
 
 @triton.jit
+def _all_queries(q, source, live, D: tl.constexpr, HALF: tl.constexpr, BD: tl.constexpr, DTYPE: tl.constexpr):
+    """(channels that meet low halves, those that meet high halves, the sum of all float32 [BM])."""
+    d = tl.arange(0, BD)
+    low = _queries(q, source, live, d, D, 2 if HALF else 1, 0, DTYPE)
+    high, total = low, tl.sum(low.to(tl.float32), 1)
+    if HALF:
+        high = _queries(q, source, live, d, D, 2, 1, DTYPE)
+        total += tl.sum(high.to(tl.float32), 1)
+    return low, high, total
+
+
+@triton.jit
+def _range(part, S, SPLITS, token, CAUSAL: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr):
+    """(first, end) of the keys of a program whose last row is ``token``."""
+    last = tl.minimum(S, token + 1) if CAUSAL else S
+    start = 0
+    if SPLIT:
+        each = tl.cdiv(tl.cdiv(S, BS), SPLITS) * BS
+        start = part * each
+        last = tl.minimum(last, start + each)
+    return start, last
+
+
+@triton.jit
 def kv_attention_kernel(
     q, k, v, mask, out, parts, HEADS, T, S, SPLITS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, mask_b, mask_h, mask_t,
     scale, softcap,
@@ -203,22 +227,12 @@ def kv_attention_kernel(
     token, query = row // G, head * G + row % G
     live, far = token < T, tl.cast(batch, tl.int64)
     source = far * q_b + query.to(tl.int64) * q_h + token.to(tl.int64) * q_t
-    d = tl.arange(0, BD)
-    q_low = _queries(q, source, live, d, D, 2 if K_HALF else 1, 0, DTYPE)
-    q_high, q_sum = q_low, tl.sum(q_low.to(tl.float32), 1)
-    if K_HALF:
-        q_high = _queries(q, source, live, d, D, 2, 1, DTYPE)
-        q_sum += tl.sum(q_high.to(tl.float32), 1)
+    q_low, q_high, q_sum = _all_queries(q, source, live, D, K_HALF, BD, DTYPE)
     k += 16 * (far * k_b + tl.cast(head, tl.int64) * k_h)
     v += 16 * (far * v_b + tl.cast(head, tl.int64) * v_h)
     mask += far * mask_b
     places = query.to(tl.int64) * mask_h + token.to(tl.int64) * mask_t
-    last = tl.minimum(S, (tile * BM + BM - 1) // G + 1) if CAUSAL else S
-    start = 0
-    if SPLIT:
-        each = tl.cdiv(tl.cdiv(S, BS), SPLITS) * BS
-        start = part * each
-        last = tl.minimum(last, start + each)
+    start, last = _range(part, S, SPLITS, (tile * BM + BM - 1) // G, CAUSAL, SPLIT, BS)
 
     top, total = tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
     unit, zeros = 0.0, tl.zeros((BM,), tl.float32)
@@ -244,14 +258,7 @@ def kv_attention_kernel(
     if IN_F16:
         low, high = low * unit, high * unit
     place = (far * T + token) * (HEADS * G) + query
-    if SPLIT:
-        to = (place * SPLITS + part) * (DV + 2)
-        tl.store(parts + to + DV, top, live)
-        tl.store(parts + to + DV + 1, total, live)
-        _store(parts, to, low, high, live, DV, V_HALF, BV)
-    else:
-        low, high = _over(low, total, BLIND), _over(high, total, BLIND)
-        _store(out, place * DV, low, high, live, DV, V_HALF, BV)
+    _leave(out, parts, place, part, SPLITS, low, high, top, total, live, DV, V_HALF, BLIND, SPLIT, BV)
 
 
 @triton.jit
@@ -274,6 +281,22 @@ def _store(out, to, low, high, live, DV: tl.constexpr, HALF: tl.constexpr, BV: t
     else:
         at = tl.arange(0, BV)
         tl.store(out + to[:, None] + at[None, :], low, live[:, None] & (at < DV)[None, :])
+
+
+@triton.jit
+def _leave(
+    out, parts, place, part, SPLITS, low, high, top, total, live, DV: tl.constexpr, HALF: tl.constexpr,
+    BLIND: tl.constexpr, SPLIT: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store the results, or what ``kv_combine_kernel`` makes them of."""
+    if SPLIT:
+        to = (place * SPLITS + part) * (DV + 2)
+        tl.store(parts + to + DV, top, live)
+        tl.store(parts + to + DV + 1, total, live)
+        _store(parts, to, low, high, live, DV, HALF, BV)
+    else:
+        low, high = _over(low, total, BLIND), _over(high, total, BLIND)
+        _store(out, place * DV, low, high, live, DV, HALF, BV)
 
 
 @triton.jit

@@ -148,7 +148,7 @@ def test_w4a8_int8(counts: tuple[int, ...], tail: int, text: str, inputs_format:
     assert within(out, (x.double() - x_zero) * x_scale.double(), w, counts, size)
 
 
-@pytest.mark.parametrize(("counts", "tail"), COUNTS[:4], ids=str)
+@pytest.mark.parametrize(("counts", "tail"), COUNTS[:2], ids=str)
 @pytest.mark.parametrize("text", ["e2m1:g256:sym:m2", "e2m1:g64:sym:e8m0", "int4:g128:sym:m2plus", "int4:g64:sym:f16",
                                   "e3m0:channel:sym"])  # fmt: skip
 def test_w4a8_fp8(counts: tuple[int, ...], tail: int, text: str) -> None:

@@ -45,8 +45,7 @@ def code(name: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 # scheme, its kernels for a linear and for experts
 SCHEMES = [("w8a8-int8", "eight_bit_kernel", "grouped_eight_bit_kernel"),
-           ("w4a16-g128", "w4a16_kernel", "grouped_w4a16_kernel"),
-           ("w8a8-fp8-block", "fp8_block_kernel", "grouped_fp8_block_kernel")]  # fmt: skip
+           ("w4a16-g128", "w4a16_kernel", "grouped_w4a16_kernel")]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

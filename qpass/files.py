@@ -87,9 +87,30 @@ def _replacing(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)
+            _remove_left_behind(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove the temporary files of this name whose process was killed before it could."""
+    prefix = f".{path.name}."
+    for left in path.parent.iterdir():
+        number = left.name.removeprefix(prefix)
+        if left.name.startswith(prefix) and number.isdecimal() and not _alive(int(number)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # another user's, or not to be told
+    return True
 
 
 @contextlib.contextmanager

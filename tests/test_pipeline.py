@@ -53,7 +53,8 @@ def test_a_shared_weight_is_packed_once():
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(4, 32)
     compiled = qpass.compile(model, "w8a8-int8", (x,))
-    assert sum(name.endswith("packed") for name in compiled.state_dict()) == 2
+    weight = "packed" if kernels.available() is None else "plain"  # as our operators take it, or as ATen's do
+    assert sum(name.endswith(weight) for name in compiled.state_dict()) == 2
     reference = qpass.compile(model, "w8a8-int8", (x,), target="reference")
     torch.testing.assert_close(compiled(x), reference(x), rtol=1e-2, atol=1e-2)
 

@@ -77,8 +77,11 @@ def test_what_a_kill_leaves_of_activations_does_not_matter(tmp_path):
     run(tmp_path / "a", tmp_path / "one.safetensors")
     (tmp_path / "a" / "block-003.safetensors").unlink()
     (tmp_path / "a" / "qpass-activations-old").mkdir()
-    (tmp_path / "a" / ".block-003.safetensors.77").write_bytes(b"half")
+    killed, alive = tmp_path / "a" / f".block-003.safetensors.{2**31 - 1}", tmp_path / "a" / ".block-003.safetensors.1"
+    for half in (killed, alive):
+        half.write_bytes(b"half")
     run(tmp_path / "a", tmp_path / "two.safetensors")
+    assert alive.exists() and not killed.exists()
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 

@@ -205,8 +205,7 @@ def _call_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Ten
 
 
 def _prepare_block(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:
-    plain = Derived((names["codes"],), Tensor.contiguous, program.like(names["codes"]))
-    return {"plain": plain, **_counters(names, case)}
+    return {"plain": _plain(names, case)["plain"], **_counters(names, case)}
 
 
 def _call_block(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:

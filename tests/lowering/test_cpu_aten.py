@@ -13,18 +13,17 @@ CALL = {"w8a8-int8": "aten._int_mm", "w8a16": "aten._weight_int8pack_mm",
         "int4:g32:asym:bf16": "aten._weight_int4pack_mm_for_cpu"}  # fmt: skip
 
 
-@pytest.mark.parametrize("outputs", [8, 48])
-@pytest.mark.parametrize("inputs", [32, 33, 40, 64, 70, 96])
+@pytest.mark.parametrize("inputs", [33, 64, 72])
 @pytest.mark.parametrize("scheme", CALL)
-def test_right_or_refused(scheme: str, inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_or_refused(scheme: str, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """``_weight_int8pack_mm`` reads whole vectors, past the end of a weight whose rows do not fill them: it crashed."""
     monkeypatch.setattr(kernels, "available", lambda: "told so by a test")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(inputs, outputs)).eval()
+    model = nn.Sequential(nn.Linear(inputs, 48)).eval()
     x = torch.randn(5, inputs)
     lowered, reference = (qpass.trace(model, scheme, (x,), target=target) for target in ("cpu", "reference"))
     found, want = (trace["LOWERED"].run(x)[0] for trace in (lowered, reference))
     assert (found - want).norm() < want.norm() * 2.0**-7
-    fits = {"w8a8-int8": True, "w8a16": inputs % 16 == 0}.get(scheme, inputs % 32 == 0 and outputs % 16 == 0)
+    fits = {"w8a8-int8": True, "w8a16": inputs % 16 == 0}.get(scheme, inputs % 32 == 0)
     plan = str(lowered.plan)
     assert (CALL[scheme] in plan) if fits else ("multiples of" in plan), plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "phi3": (hf.Phi3Config, _GQA),
     "mixtral": (hf.MixtralConfig, {**_GQA, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
 }  # fmt: skip
+NEAR = ("mistral", "gemma", "phi", "phi3")
+"""Each has the parts of another one. Their cases are marked slow."""
+FAMILIES = tuple(pytest.param(name, marks=pytest.mark.slow) if name in NEAR else name for name in CONFIGS)
 
 
 def causal_lm(family: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .models import CONFIGS
+from .models import FAMILIES
 
 # batch, prompt, padded tokens at the left of row 0. 20 tokens are more than any window here (8).
 SHAPES = [(1, 1, 0), (1, 2, 0), (2, 3, 1), (2, 9, 4), (3, 20, 2)]
@@ -23,7 +23,7 @@ def _prompt(batch: int, seq: int, pad: int) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(2, 250, (batch, seq)), "attention_mask": mask}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_prefill_and_decode(captured: Any, family: str) -> None:
     model, rebuilt, _ = captured(family)
     for batch, seq, pad in SHAPES:
@@ -40,7 +40,7 @@ def test_logits_of_prefill_and_decode(captured: Any, family: str) -> None:
             call = {"input_ids": torch.randint(2, 250, (batch, step + 1)), "attention_mask": grown}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens(captured: Any, family: str) -> None:
     model, rebuilt, _ = captured(family)
     call = _prompt(2, 9, 2)
@@ -49,7 +49,7 @@ def test_greedy_tokens(captured: Any, family: str) -> None:
     assert want.unique().numel() > 4  # a model that repeats one token would prove nothing
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_call_convention(captured: Any, family: str) -> None:
     _, _, found = captured(family)
     assert sorted(found.dims.values()) == ["batch", "keep", "past", "seq"]

@@ -56,8 +56,10 @@ def test_blocks_get_better_or_stay(style, method):
     assert any("rolled back" not in line for line in notes(after, "loss"))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("method", ["omniquant", "fsbr"])
+@pytest.mark.parametrize(("name", "method"), [
+    *((name, "omniquant") for name in ARCHITECTURES),
+    *(pytest.param(name, "fsbr", marks=() if name in ("llama", "opt") else pytest.mark.slow) for name in ARCHITECTURES),
+])  # fmt: skip
 def test_architectures(name, method):
     made = recipe(METHODS[method], {"lm_head": "keep", "*": W4A4} if name != "bert" else W4A4, epochs=2)
     ready = planned(models.program(name), made)

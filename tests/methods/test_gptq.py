@@ -212,6 +212,13 @@ def test_the_whole_pipeline_with_smoothing(monkeypatch):
     late = str(qpass.plan(model, "gptq+smoothquant-free+w8a8-int8", (TEST,), target="reference",
                           calibration=calibration))  # fmt: skip
     assert "refused: its codes are chosen already (at layers.0.attn.q_proj.weight)" in late
+
+
+@pytest.mark.slow
+def test_both_targets_through_the_whole_pipeline(monkeypatch):
+    monkeypatch.undo()
+    model = tiny.Decoder("rms").eval()
+    calibration = [batch[0] for batch in BATCHES]
     outputs = [qpass.compile(model, "w4a16-g8-gptq", (TEST,), target=name, calibration=calibration)(TEST)
                for name in ("reference", "cpu")]  # fmt: skip
     torch.testing.assert_close(*outputs, rtol=2e-2, atol=2e-2)
@@ -324,7 +331,7 @@ def score(recipe):
     return found, token_divergence(model, compiled, ids)["mean_kl"]
 
 
-@pytest.mark.parametrize("scheme", ["w4a16-g128", "int3:g128:asym"])
+@pytest.mark.parametrize("scheme", ["w4a16-g128", pytest.param("int3:g128:asym", marks=pytest.mark.slow)])
 def test_the_shipped_model(scheme):
     (mine, far), (near, further) = score(f"gptq+{scheme}"), score(scheme)
     # perplexity of so few tokens moves by 1e-3 with the order of float sums, which depends on the processor

@@ -55,8 +55,10 @@ def with_methods(scheme, *methods):
     return {"methods": list(methods), "linears": {"*": scheme}}
 
 
-@pytest.mark.parametrize("kind", ["m1", "m2", "m2plus"])
-@pytest.mark.parametrize("options", [{}, {"round": "down"}, {"round": "best2"}, {"base_search": True}])
+@pytest.mark.parametrize(("kind", "options"), [
+    ("m1", {}), ("m2", {}), ("m2plus", {}), ("m1", {"round": "down"}), ("m2", {"round": "best2"}),
+    ("m1", {"base_search": True}), ("m2plus", {"base_search": True}),
+])  # fmt: skip
 def test_scales_are_set_before_codes_and_reach_them(kind, options):
     recipe = with_methods(f"e2m1:g8:sym:{kind} x e4m3:token:sym", {"power-of-two-scales": options})
     program = solved(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
 import torch
 import transformers as T
 from torch import Tensor
@@ -51,6 +52,9 @@ CONFIGS: dict[str, Any] = {
     "bert": lambda: T.BertConfig(**_BASE),
     "albert": lambda: T.AlbertConfig(**{**_BASE, "num_hidden_layers": 2}, embedding_size=H),
 }  # fmt: skip
+NEAR = ("llama-tied", "llama-bias", "mistral", "gemma", "phi3", "cohere", "qwen3_moe", "albert")
+"""Each has the parts of another one. Their cases are marked slow."""
+NAMES = tuple(pytest.param(name, marks=pytest.mark.slow) if name in NEAR else name for name in CONFIGS)
 ENCODERS = ("bert", "albert")
 EAGER = ("gpt_oss", "gemma2", "gptj")
 

@@ -167,7 +167,6 @@ def test_attention(shape: tuple[int, ...], mask: str | None, causal: bool, clip:
           clip, "precise")  # fmt: skip
 
 
-@pytest.mark.parametrize("share", [32, 64])
 @pytest.mark.parametrize(("shape", "mask", "causal", "clip", "scale"), [
     ((1, 4, 2, 1, 333, 32, 16), None, False, 0, 2.0), ((2, 4, 1, 5, 150, 16, 32), "some", False, 200000, 0.3),
     ((1, 3, 1, 6, 101, 8, 8), "window", False, 0, 1.0), ((1, 2, 1, 8, 8, 8, 8), None, True, 0, 1.0),
@@ -175,8 +174,7 @@ def test_attention(shape: tuple[int, ...], mask: str | None, causal: bool, clip:
     ((1, 2, 1, 3, 257, 8, 16), "late", False, 0, 0.5),
 ], ids=str)  # fmt: skip
 def test_attention_cut_over_keys(
-    monkeypatch: pytest.MonkeyPatch, share: int, shape: tuple[int, ...], mask: str | None, causal: bool, clip: int,
-    scale: float,
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mask: str | None, causal: bool, clip: int, scale: float
 ) -> None:  # fmt: skip
     """One program a part of the keys, ragged lengths, parts that a row sees nothing of: the bits of the meaning."""
     batch, _, _, queries, length, *_ = shape
@@ -187,7 +185,7 @@ def test_attention_cut_over_keys(
     late[:, :, -1, :-1] = False  # one row sees the last key only
     keep = {None: None, "some": some, "window": window, "none": ~ones, "late": late}[mask]
     args = (keep, causal, TABLE_T, *fit_one(LOG2E * scale), 8, clip, "precise")
-    monkeypatch.setattr(integer_tiles, "SHARE", share)
+    monkeypatch.setattr(integer_tiles, "SHARE", 32 if queries < 5 else 64)
     with tiles.compiling_for(tiles.FEW):
         for most in (4, 8):
             monkeypatch.setattr(integer_tiles, "MOST_PARTS", most)

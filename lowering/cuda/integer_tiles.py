@@ -8,6 +8,7 @@ from qpass.lowering.cuda.tiles import FEW, PROGRAMS, current
 
 WIDEST_ROW = 16384
 """Channels that a program keeps in registers, at 16 warps 32 in each thread."""
+_WHOLE = 8192  # channels that a program takes through an activation at once: with more it would spill registers
 _VALUES = 2048  # in a program of short rows
 _INTERPRETED = 8192  # the interpreter takes its time for each program
 MOST_KEYS = 1 << 17
@@ -26,6 +27,11 @@ class RowTile:
     rows: int
     width: int
     warps: int
+
+    @property
+    def halved(self) -> bool:
+        """Whether an activation takes a row in two halves."""
+        return self.width > _WHOLE
 
 
 @dataclass(frozen=True)

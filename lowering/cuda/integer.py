@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived
-from qpass.lowering import Accumulator, Join, Provider
-from qpass.lowering.cuda import integer_tiles, tiles, weights
+from qpass.lowering import Join, Provider
+from qpass.lowering.cuda import integer_sums, integer_tiles, tiles, weights
 from qpass.lowering.cuda.kernels import missing
 from qpass.lowering.triton.layout import padded_rows
 from qpass.numerics.integer.attention import score_room
@@ -97,11 +97,6 @@ def _refuses_attention(*args: Any) -> str | None:
     if isinstance(length, int) and length >= integer_tiles.MOST_KEYS:
         return f"sums over {length} keys could overflow int32"
     return _mode(mode)
-
-
-def _attention_sums(context: int, *args: Any) -> list[Accumulator]:
-    """Bytes with a sign of the weights, times codes: less than 2^14 a key. Most lengths are known only when it runs."""
-    return [Accumulator("the sum of a byte of the weights times values", context << 14)]
 
 
 def _attention(
@@ -190,11 +185,11 @@ _HEADS = "int8 dots for scores and for weighted values; each key is read twice, 
 PROVIDERS: dict[str, Provider] = {
     "integer_linear": _provider("integer_linear", _refuses_linear, _linear, about=_SWAPPED, prepare=_pack_linear),
     "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS,
-                                   accumulators=_attention_sums),
+                                   accumulators=integer_sums.attention),
     "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
     "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm),
     "integer_activation": _provider("integer_activation", _refuses_activation, _activation),
-    "integer_gated": _provider("integer_gated", _refuses_gated, _gated),
+    "integer_gated": _provider("integer_gated", _refuses_gated, _gated, accumulators=integer_sums.gated),
     "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
     "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
     "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),

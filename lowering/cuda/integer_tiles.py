@@ -14,6 +14,8 @@ _INTERPRETED = 8192  # the interpreter takes its time for each program
 MOST_KEYS = 1 << 17
 """Keys from which on the int32 sums of an attention could overflow: 2^14 for each."""
 WIDEST_HEAD = 256
+STEP = 32
+"""Keys of one step of an attention."""
 MOST_PARTS = 32
 """Programs that share the keys of a few rows at most."""
 SHARE = 128
@@ -67,7 +69,7 @@ def attention_tile(rows: object, width: int, v_width: int, pairs: object) -> Att
     """For a number of rows that may be symbolic. ``pairs``: batch times key heads, or key heads where that is."""
     wide, few = (max(_power(width), 32), max(_power(v_width), 32)), current(rows) == FEW
     parts = min(max(PROGRAMS // pairs, 1), MOST_PARTS) if few and isinstance(pairs, int) else 1
-    return AttentionTile(16 if few else 32, 32, *wide, 8 if max(wide) > 64 else 4, _floor(parts), SHARE)
+    return AttentionTile(16 if few else 32, STEP, *wide, 8 if max(wide) > 64 else 4, _floor(parts), SHARE)
 
 
 def _floor(n: int) -> int:

@@ -23,6 +23,9 @@ if __name__ != "qpass.lowering":
         "Fix: install the project (pip install -e .) and import qpass.lowering."
     )
 
+WIDEST_INT8 = ((1 << 31) - 1) // (255 * 128)
+"""Inputs of a linear up to which int32 holds its sums of 8-bit codes, as they are or with a zero point taken off."""
+
 
 @dataclass(frozen=True)
 class Case:

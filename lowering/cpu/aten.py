@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived, Program
-from qpass.lowering import Case, Kernel
+from qpass.lowering import WIDEST_INT8, Case, Kernel
 
 _INT4_GROUPS = (32, 64, 128, 256)
 
@@ -21,7 +21,7 @@ def _refuses_int8(case: Case) -> str | None:
     fits = (inputs.element, inputs.granularity) == ("int8", "token")
     if weight.granularity != "channel" or not weight.symmetric or not fits:
         return "it takes 8-bit inputs and int8:channel:sym weights"
-    return None
+    return f"{case.in_features} inputs could overflow int32" if case.in_features > WIDEST_INT8 else None
 
 
 def _prepare_int8(names: Mapping[str, str], program: Program, case: Case) -> dict[str, Derived]:

@@ -18,9 +18,9 @@ from qpass.lowering.cpu import integer_sums as sums_of
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.heads import join_heads
 from qpass.lowering.cpu.kernels_integer import pack_table
-from qpass.numerics.integer.attention import score_room
+from qpass.lowering.integer_calls import Calls, mode_of, steps
 from qpass.numerics.integer.embedding import embedding
-from qpass.numerics.integer.norm import WIDEST, width_root
+from qpass.numerics.integer.norm import WIDEST
 
 KINDS = {
     "relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3, "smoothed_gelu": 4, "smoothed_gelu_tanh": 5,
@@ -31,6 +31,9 @@ _ABOUT = "bit for bit the meaning, each row by itself"
 def _ops() -> Any:
     kernels.load()
     return torch.ops.qpass_cpu
+
+
+_CALLS = Calls(_ops, KINDS)
 
 
 def _always(*args: Any) -> str | None:
@@ -81,35 +84,8 @@ def _refuses_attention(*args: Any) -> str | None:
     return _mode(mode)
 
 
-def _attention(
-    q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, causal: bool, table: Tensor,
-    scale_mantissa: int, scale_exponent: int, bits: int, clip: int, mode: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    up = score_room(q.shape[-1], bits)
-    result: tuple[Tensor, Tensor] = _ops().integer_attention(
-        q, m, k, keys, values, keep, causal, table, scale_mantissa, scale_exponent, up, clip
-    )
-    return result
-
-
 def _refuses_norm(x: Tensor, *rest: Any) -> str | None:
-    mode = next((arg for arg in rest if isinstance(arg, str)), "precise")
-    return f"a norm over {x.shape[-1]} channels" if int(x.shape[-1]) > WIDEST else _mode(mode)
-
-
-def _norm_constants(x: Tensor, eps_mantissa: int, eps_exponent: int, center: bool) -> list[int]:
-    root, places = width_root(int(x.shape[-1]))
-    return [eps_mantissa, eps_exponent, root, places, int(center)]
-
-
-def _rms_norm(x: Tensor, k: Tensor, mantissa: Any, shift: Any, exponent: Any, *eps: Any) -> Any:
-    norm = _norm_constants(x, eps[0], eps[1], False)
-    return _ops().integer_norm(x, k, mantissa, shift, exponent, None, None, norm)
-
-
-def _layer_norm(x: Tensor, k: Tensor, m: Any, shift: Any, e: Any, bias: Any, bias_exponent: Any, *eps: Any) -> Any:
-    norm = _norm_constants(x, eps[0], eps[1], True)
-    return _ops().integer_norm(x, k, m, shift, e, bias, bias_exponent, norm)
+    return f"a norm over {x.shape[-1]} channels" if int(x.shape[-1]) > WIDEST else _mode(mode_of(rest))
 
 
 def _refuses_activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> str | None:
@@ -120,14 +96,6 @@ def _refuses_activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> str | No
 
 def _refuses_gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> str | None:
     return f"it has no {kind}" if kind not in KINDS else _mode(rest[-1])
-
-
-def _activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> Any:
-    return _ops().integer_activation(x, k, KINDS[kind], *rest[:-1])
-
-
-def _gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> Any:
-    return _ops().integer_gated(x, k, up, k_up, KINDS[kind], *rest[:-1])
 
 
 def _refuses_merge(x: Tensor, k: Tensor) -> str | None:
@@ -142,10 +110,6 @@ def _refuses_rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved:
     return kernels.available()
 
 
-def _rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Any:
-    return _ops().integer_rotary(x, k, cos, sin)
-
-
 def _refuses_cache(past: Tensor, added: Tensor) -> str | None:
     if past.dtype != torch.int8 or past.dim() != 4:
         return ""  # of a float cache, which the compiler joins with what is around it
@@ -158,10 +122,6 @@ def _update(past: Tensor, added: Tensor) -> Tensor:
     if kernels.available() is None:
         return _ops().cache_update(past, added)  # type: ignore[no-any-return]
     return torch.cat((past[None], added[None]), -2)[0]
-
-
-def _plain(name: str) -> Callable[..., Any]:
-    return lambda *args: getattr(_ops(), name)(*args)
 
 
 def _provider(name: str, refuses: Callable[..., str | None], call: Callable[..., Any], **more: Any) -> Provider:
@@ -180,16 +140,16 @@ PROVIDERS: dict[str, Provider] = {
     "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),
     "integer_linear": _provider("integer_linear", _always, _linear, about=_VNNI, prepare=_pack_linear,
                                 accumulators=sums_of.linear),
-    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS,
+    "integer_attention": _provider("integer_attention", _refuses_attention, _CALLS.attention, about=_HEADS,
                                    accumulators=sums_of.attention),
-    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm, accumulators=sums_of.norm),
-    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm, accumulators=sums_of.layer_norm),
-    "integer_activation": _provider("integer_activation", _refuses_activation, _activation,
+    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _CALLS.rms_norm, accumulators=sums_of.norm),
+    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _CALLS.layer_norm, accumulators=sums_of.layer_norm),
+    "integer_activation": _provider("integer_activation", _refuses_activation, _CALLS.activation,
                                     accumulators=sums_of.activation),
-    "integer_gated": _provider("integer_gated", _refuses_gated, _gated, accumulators=sums_of.activation),
-    "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
-    "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
-    **{name: _provider(name, _always, _plain(name))
+    "integer_gated": _provider("integer_gated", _refuses_gated, _CALLS.gated, accumulators=sums_of.activation),
+    "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _CALLS.plain("integer_merge_heads")),
+    "integer_rotary": _provider("integer_rotary", _refuses_rotary, _CALLS.rotary),
+    **{name: _provider(name, _always, _CALLS.plain(name))
        for name in ("integer_pack", "integer_add", "integer_concat", "integer_scale",
                     "integer_logits")},
 }  # fmt: skip
@@ -197,10 +157,7 @@ PROVIDERS: dict[str, Provider] = {
 _LINEARS = "qpass_cpu.integer_linears"
 
 JOINS = (
-    *(Join(f"qpass_cpu.{first}", "qpass_cpu.integer_quantize", f"qpass_cpu.{first}_quantize")
-      for first in ("integer_norm", "integer_activation", "integer_gated", "integer_merge_heads", "integer_rotary")),
-    Join("qpass_cpu.integer_rotary", "qpass_cpu.integer_pack", "qpass_cpu.integer_rotary_pack"),
-    Join("qpass_cpu.integer_add", "qpass_cpu.integer_norm_quantize", "qpass_cpu.integer_add_norm_quantize", keeps=True),
+    *steps("qpass_cpu"),
     Join("qpass_cpu.integer_rotary_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_rotary_append", reads=(1,)),
     Join("qpass_cpu.integer_pack", "qpass_cpu.cache_update", "qpass_cpu.integer_append", reads=(1,)),
     Join("qpass_cpu.integer_attention", "qpass_cpu.integer_merge_heads_quantize",

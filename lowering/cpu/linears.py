@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived, Program
-from qpass.lowering import Case, Kernel
+from qpass.lowering import WIDEST_INT8, Case, Kernel
 from qpass.lowering.cpu import kernels
 
 OTHER_KIND = ""
-_MAX_INT8_K = 65793  # 255 · 128 · K stays within int32
 
 
 def _unavailable(case: Case) -> str | None:
@@ -25,7 +24,7 @@ def _refuses_int8(case: Case) -> str | None:
         return OTHER_KIND
     if weight.element != "int8" or weight.granularity != "channel" or not weight.symmetric or weight.scale != "f32":
         return "it takes int8:channel:sym weights"
-    if case.in_features > _MAX_INT8_K:
+    if case.in_features > WIDEST_INT8:
         return f"{case.in_features} inputs could overflow int32"
     return _unavailable(case)
 

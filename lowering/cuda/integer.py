@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from qpass.graph.program import Derived
-from qpass.lowering import Accumulator, Join, Provider
-from qpass.lowering.cuda import integer_tiles, tiles, weights
+from qpass.lowering import Provider
+from qpass.lowering.cuda import integer_sums, integer_tiles, tiles, weights
 from qpass.lowering.cuda.kernels import missing
+from qpass.lowering.integer_calls import Calls, mode_of, steps
 from qpass.lowering.triton.layout import padded_rows
-from qpass.numerics.integer.attention import score_room
-from qpass.numerics.integer.norm import WIDEST, width_root
+from qpass.numerics.integer.norm import WIDEST
 
 KINDS = {"relu": 0, "silu": 1, "quick_gelu": 1, "gelu": 2, "gelu_tanh": 3}
 _ABOUT = "bit for bit the meaning, each row by itself and in registers"
@@ -36,6 +36,9 @@ def load() -> None:
 def _ops() -> Any:
     load()
     return torch.ops.qpass_cuda
+
+
+_CALLS = Calls(_ops, KINDS)
 
 
 def _mode(mode: str, modes: tuple[str, ...] = ("precise",)) -> str | None:
@@ -99,60 +102,17 @@ def _refuses_attention(*args: Any) -> str | None:
     return _mode(mode)
 
 
-def _attention_sums(context: int, *args: Any) -> list[Accumulator]:
-    """Bytes with a sign of the weights, times codes: less than 2^14 a key. Most lengths are known only when it runs."""
-    return [Accumulator("the sum of a byte of the weights times values", context << 14)]
-
-
-def _attention(
-    q: Tensor, m: Tensor, k: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, causal: bool, table: Tensor,
-    scale_mantissa: int, scale_exponent: int, bits: int, clip: int, mode: str = "precise",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    up = score_room(q.shape[-1], bits)
-    result: tuple[Tensor, Tensor] = _ops().integer_attention(
-        q, m, k, keys, values, keep, causal, table, scale_mantissa, scale_exponent, up, clip
-    )
-    return result
-
-
-def _norm_mode(rest: tuple[Any, ...]) -> str:
-    return next((arg for arg in reversed(rest) if isinstance(arg, str)), "precise")
-
-
 def _refuses_norm(x: Tensor, *rest: Any) -> str | None:
     n = int(x.shape[-1])
-    return (f"a norm over {n} channels" if n > WIDEST else _wide(n)) or _mode(_norm_mode(rest))
-
-
-def _norm_constants(x: Tensor, eps_mantissa: int, eps_exponent: int, center: bool) -> list[int]:
-    root, places = width_root(int(x.shape[-1]))
-    return [eps_mantissa, eps_exponent, root, places, int(center)]
-
-
-def _rms_norm(x: Tensor, k: Tensor, mantissa: Any, shift: Any, exponent: Any, *eps: Any) -> Any:
-    norm = _norm_constants(x, eps[0], eps[1], False)
-    return _ops().integer_norm(x, k, mantissa, shift, exponent, None, None, norm)
-
-
-def _layer_norm(x: Tensor, k: Tensor, m: Any, shift: Any, e: Any, bias: Any, bias_exponent: Any, *eps: Any) -> Any:
-    norm = _norm_constants(x, eps[0], eps[1], True)
-    return _ops().integer_norm(x, k, m, shift, e, bias, bias_exponent, norm)
+    return (f"a norm over {n} channels" if n > WIDEST else _wide(n)) or _mode(mode_of(rest))
 
 
 def _refuses_activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> str | None:
-    return f"it has no {kind}" if kind not in KINDS else _wide(int(x.shape[-1])) or _mode(_norm_mode(rest))
+    return f"it has no {kind}" if kind not in KINDS else _wide(int(x.shape[-1])) or _mode(mode_of(rest))
 
 
 def _refuses_gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> str | None:
     return _refuses_activation(x, k, kind, *rest)
-
-
-def _activation(x: Tensor, k: Tensor, kind: str, *rest: Any) -> Any:
-    return _ops().integer_activation(x, k, KINDS[kind], *rest[:4])
-
-
-def _gated(x: Tensor, k: Tensor, up: Tensor, k_up: Tensor, kind: str, *rest: Any) -> Any:
-    return _ops().integer_gated(x, k, up, k_up, KINDS[kind], *rest[:4])
 
 
 def _refuses_merge(x: Tensor, k: Tensor) -> str | None:
@@ -172,14 +132,6 @@ def _refuses_heads(x: Tensor, *rest: Any) -> str | None:
     return _row(x)
 
 
-def _rotary(x: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Any:
-    return _ops().integer_rotary(x, k, cos, sin)
-
-
-def _plain(name: str) -> Callable[..., Any]:
-    return lambda *args: getattr(_ops(), name)(*args)
-
-
 def _provider(name: str, refuses: Callable[..., str | None], call: Callable[..., Any], **more: Any) -> Provider:
     return Provider(f"cuda.{name}", more.pop("about", _ABOUT), refuses, call, **more)
 
@@ -189,23 +141,17 @@ _HEADS = "int8 dots for scores and for weighted values; each key is read twice, 
 
 PROVIDERS: dict[str, Provider] = {
     "integer_linear": _provider("integer_linear", _refuses_linear, _linear, about=_SWAPPED, prepare=_pack_linear),
-    "integer_attention": _provider("integer_attention", _refuses_attention, _attention, about=_HEADS,
-                                   accumulators=_attention_sums),
-    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _rms_norm),
-    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _layer_norm),
-    "integer_activation": _provider("integer_activation", _refuses_activation, _activation),
-    "integer_gated": _provider("integer_gated", _refuses_gated, _gated),
-    "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _plain("integer_merge_heads")),
-    "integer_rotary": _provider("integer_rotary", _refuses_rotary, _rotary),
+    "integer_attention": _provider("integer_attention", _refuses_attention, _CALLS.attention, about=_HEADS,
+                                   accumulators=integer_sums.attention),
+    "integer_rms_norm": _provider("integer_norm", _refuses_norm, _CALLS.rms_norm),
+    "integer_layer_norm": _provider("integer_norm", _refuses_norm, _CALLS.layer_norm),
+    "integer_activation": _provider("integer_activation", _refuses_activation, _CALLS.activation),
+    "integer_gated": _provider("integer_gated", _refuses_gated, _CALLS.gated, accumulators=integer_sums.gated),
+    "integer_merge_heads": _provider("integer_merge_heads", _refuses_merge, _CALLS.plain("integer_merge_heads")),
+    "integer_rotary": _provider("integer_rotary", _refuses_rotary, _CALLS.rotary),
     "integer_quantize": _provider("integer_quantize", _refuses_quantize, _quantize),
-    "integer_pack": _provider("integer_pack", _refuses_heads, _plain("integer_pack")),
-    "integer_add": _provider("integer_add", _row, _plain("integer_add")),
+    "integer_pack": _provider("integer_pack", _refuses_heads, _CALLS.plain("integer_pack")),
+    "integer_add": _provider("integer_add", _row, _CALLS.plain("integer_add")),
 }
 
-JOINS = (
-    *(Join(f"qpass_cuda.{first}", "qpass_cuda.integer_quantize", f"qpass_cuda.{first}_quantize")
-      for first in ("integer_norm", "integer_activation", "integer_gated", "integer_merge_heads", "integer_rotary")),
-    Join("qpass_cuda.integer_rotary", "qpass_cuda.integer_pack", "qpass_cuda.integer_rotary_pack"),
-    Join("qpass_cuda.integer_add", "qpass_cuda.integer_norm_quantize", "qpass_cuda.integer_add_norm_quantize",
-         keeps=True),
-)  # fmt: skip
+JOINS = steps("qpass_cuda")

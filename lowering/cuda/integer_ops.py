@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 
 from qpass.lowering.cuda import integer_tiles, tiles
 from qpass.lowering.cuda.ops import _flat, _on_cpu, _Run
-from qpass.lowering.triton.integer_activation import integer_activation_kernel
+from qpass.lowering.triton.integer_activation import integer_activation_halves_kernel, integer_activation_kernel
 from qpass.lowering.triton.integer_attention import integer_attention_kernel
 from qpass.lowering.triton.integer_attention_parts import (
     integer_attention_parts_kernel,
@@ -164,7 +164,8 @@ def _activation(
     args = (flat, ks, other, other_k, mantissa, shift, exponent, table, *rows, *wide, count, n, n, n)
     constants = (codes or _PLAIN) | {"KIND": kind, "GATED": gated, "EACH": mantissa.shape[0] > 1}
     grid = ((count + tile.rows - 1) // tile.rows,)
-    _launch(integer_activation_kernel, grid, x, args, tile.warps, **constants, R=tile.rows, B=tile.width)
+    kernel = integer_activation_halves_kernel if tile.halved else integer_activation_kernel
+    _launch(kernel, grid, x, args, tile.warps, **constants, R=tile.rows, B=tile.width)
     return tuple(found)
 
 

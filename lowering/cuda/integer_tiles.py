@@ -8,11 +8,14 @@ from qpass.lowering.cuda.tiles import FEW, PROGRAMS, current
 
 WIDEST_ROW = 16384
 """Channels that a program keeps in registers, at 16 warps 32 in each thread."""
+_WHOLE = 8192  # channels that a program takes through an activation at once: with more it would spill registers
 _VALUES = 2048  # in a program of short rows
 _INTERPRETED = 8192  # the interpreter takes its time for each program
 MOST_KEYS = 1 << 17
 """Keys from which on the int32 sums of an attention could overflow: 2^14 for each."""
 WIDEST_HEAD = 256
+STEP = 32
+"""Keys of one step of an attention."""
 MOST_PARTS = 32
 """Programs that share the keys of a few rows at most."""
 SHARE = 128
@@ -26,6 +29,11 @@ class RowTile:
     rows: int
     width: int
     warps: int
+
+    @property
+    def halved(self) -> bool:
+        """Whether an activation takes a row in two halves."""
+        return self.width > _WHOLE
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def attention_tile(rows: object, width: int, v_width: int, pairs: object) -> Att
     """For a number of rows that may be symbolic. ``pairs``: batch times key heads, or key heads where that is."""
     wide, few = (max(_power(width), 32), max(_power(v_width), 32)), current(rows) == FEW
     parts = min(max(PROGRAMS // pairs, 1), MOST_PARTS) if few and isinstance(pairs, int) else 1
-    return AttentionTile(16 if few else 32, 32, *wide, 8 if max(wide) > 64 else 4, _floor(parts), SHARE)
+    return AttentionTile(16 if few else 32, STEP, *wide, 8 if max(wide) > 64 else 4, _floor(parts), SHARE)
 
 
 def _floor(n: int) -> int:

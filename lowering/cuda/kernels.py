@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qpass.formats import Format
 from qpass.graph.program import Derived, Program
-from qpass.lowering import Case, Kernel
+from qpass.lowering import WIDEST_INT8, Case, Kernel
 from qpass.lowering.cuda import tiles, weights
 from qpass.lowering.cuda.branch import MAX_RANK
 from qpass.lowering.cuda.capability import Capability
@@ -23,7 +23,6 @@ from qpass.lowering.triton.layout import ORDERS, Layout, padded_rows
 from qpass.numerics.scales import Scales
 
 OTHER_KIND = ""
-_MAX_INT8_K = 65793  # 255 · 128 · K stays within int32
 _FP8_SCHEMES = ("e2m1", "e3m0", "int4")
 
 
@@ -86,7 +85,7 @@ def _refuses_int8(case: Case, capability: Capability) -> str | None:
         return OTHER_KIND
     if not _plain_channel(case.scheme.weight, "int8"):
         return "it takes int8:channel:sym weights"
-    if case.in_features > _MAX_INT8_K:
+    if case.in_features > WIDEST_INT8:
         return f"{case.in_features} inputs could overflow int32"
     return capability.refusal or missing()
 
@@ -136,7 +135,7 @@ def compiles_bf16(capability: Capability) -> bool:
 def _refuses_w4a8_int8(case: Case, capability: Capability) -> str | None:
     if not _token(case, "int8") or case.scheme.weight.element != "int4":
         return OTHER_KIND
-    if case.in_features > _MAX_INT8_K:  # 16 · 8 · 128 · K, and 15 · 255 · K
+    if case.in_features > WIDEST_INT8:  # 16 · 8 · 128 · K, and 15 · 255 · K
         return f"{case.in_features} inputs could overflow int32"
     return _four_bit(case, capability)
 

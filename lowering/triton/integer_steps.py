@@ -83,26 +83,54 @@ def row_scale(extent, MOST: tl.constexpr, MANTISSA: tl.constexpr, G: tl.constexp
 
 
 @triton.jit
-def quantize(x, k, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, MANTISSA: tl.constexpr):
-    """Codes int32 [R, B] that fit int8, and zero, m, k int32 [R, 1] (DI-MatMul's requantization of a row)."""
+def extremes(x, SYMMETRIC: tl.constexpr):
+    """What decides a row's scale: its least and its greatest number, or 0 and its largest |x|."""
+    if SYMMETRIC:
+        high = tl.max(tl.abs(x), 1, keep_dims=True)
+        low = high * 0
+    else:
+        low, high = tl.min(x, 1, keep_dims=True), tl.max(x, 1, keep_dims=True)
+    return low, high
+
+
+@triton.jit
+def code_scale(low, high, k, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, MANTISSA: tl.constexpr):
+    """Of ``extremes``: zero, m, k int32 [R, 1], and what ``codes_of`` takes (DI-MatMul's requantization of a row)."""
     if SYMMETRIC:
         MOST: tl.constexpr = (1 << (BITS - 1)) - 1
-        extent = tl.maximum(tl.max(tl.abs(x), 1, keep_dims=True), 1)
-        m, e, inverse, before, after = row_scale(extent, MOST, MANTISSA, 14 + BITS - 1)
-        codes = rsh(rsh(x, before) * inverse, after)
-        codes, zero = tl.minimum(tl.maximum(codes, -MOST), MOST), m * 0
+        m, e, inverse, before, after = row_scale(tl.maximum(high, 1), MOST, MANTISSA, 14 + BITS - 1)
+        zero = m * 0
+    else:
+        SPAN: tl.constexpr = (1 << BITS) - 1
+        low = tl.minimum(tl.maximum(low, 1 - (1 << 30)), 0)
+        extent = tl.maximum(tl.maximum(high, 0) - low, 1)
+        m, e, inverse, before, after = row_scale(extent, SPAN, MANTISSA, 14 + BITS)
+        zero = rsh(rsh(-low, before) * inverse, after)
+        zero = tl.minimum(tl.maximum(zero, 0), SPAN) - (128 if BITS == 8 else 0)
+    UP: tl.constexpr = 15 - MANTISSA
+    return zero, m << UP, k - e + UP, inverse, before, after
+
+
+@triton.jit
+def codes_of(x, zero, inverse, before, after, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Codes int32 [R, B] that fit int8, by ``code_scale``."""
+    codes = rsh(rsh(x, before) * inverse, after)
+    if SYMMETRIC:
+        MOST: tl.constexpr = (1 << (BITS - 1)) - 1
+        codes = tl.minimum(tl.maximum(codes, -MOST), MOST)
     else:
         SPAN: tl.constexpr = (1 << BITS) - 1
         OFFSET: tl.constexpr = 128 if BITS == 8 else 0
-        low = tl.minimum(tl.maximum(tl.min(x, 1, keep_dims=True), 1 - (1 << 30)), 0)
-        extent = tl.maximum(tl.maximum(tl.max(x, 1, keep_dims=True), 0) - low, 1)
-        m, e, inverse, before, after = row_scale(extent, SPAN, MANTISSA, 14 + BITS)
-        zero = rsh(rsh(-low, before) * inverse, after)
-        zero = tl.minimum(tl.maximum(zero, 0), SPAN)
-        codes = rsh(rsh(x, before) * inverse, after) + zero
-        codes, zero = tl.minimum(tl.maximum(codes, 0), SPAN) - OFFSET, zero - OFFSET
-    UP: tl.constexpr = 15 - MANTISSA
-    return codes, zero, m << UP, k - e + UP
+        codes = tl.minimum(tl.maximum(codes + (zero + OFFSET), 0), SPAN) - OFFSET
+    return codes
+
+
+@triton.jit
+def quantize(x, k, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, MANTISSA: tl.constexpr):
+    """Codes int32 [R, B], and zero, m, k int32 [R, 1]."""
+    low, high = extremes(x, SYMMETRIC)
+    zero, m, k, inverse, before, after = code_scale(low, high, k, BITS, SYMMETRIC, MANTISSA)
+    return codes_of(x, zero, inverse, before, after, BITS, SYMMETRIC), zero, m, k
 
 
 @triton.jit
@@ -111,6 +139,22 @@ def store_codes(x, k, codes, zero, m, e, row, spots, there, live, BITS: tl.const
     """Quantize rows and store them: codes at ``spots`` where ``there``, the three numbers of ``row`` where ``live``."""
     found, point, mantissa, exponent = quantize(x, k, BITS, SYMMETRIC, MANTISSA)
     tl.store(codes + spots, found.to(tl.int8), there)
+    tl.store(zero + row, point, live)
+    tl.store(m + row, mantissa, live)
+    tl.store(e + row, exponent, live)
+
+
+@triton.jit
+def store_half_codes(left, right, k, codes, zero, m, e, row, first, second, left_there, right_there, live,
+                     BITS: tl.constexpr, SYMMETRIC: tl.constexpr, MANTISSA: tl.constexpr):  # fmt: skip
+    """As ``store_codes``, of rows in two halves at ``first`` and ``second``."""
+    low, high = extremes(left, SYMMETRIC)
+    right_low, right_high = extremes(right, SYMMETRIC)
+    point, mantissa, exponent, inverse, before, after = code_scale(
+        tl.minimum(low, right_low), tl.maximum(high, right_high), k, BITS, SYMMETRIC, MANTISSA
+    )
+    tl.store(codes + first, codes_of(left, point, inverse, before, after, BITS, SYMMETRIC).to(tl.int8), left_there)
+    tl.store(codes + second, codes_of(right, point, inverse, before, after, BITS, SYMMETRIC).to(tl.int8), right_there)
     tl.store(zero + row, point, live)
     tl.store(m + row, mantissa, live)
     tl.store(e + row, exponent, live)

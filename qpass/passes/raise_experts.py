@@ -4,7 +4,9 @@ before   %y = _grouped_mm(%x, transpose(w, -2, -1), %offsets)           rows are
 before   %y = squeeze(bmm(index(w, [%ids]), unsqueeze(%x, -1)), -1)     each row fetches the weight of its expert
 after    %y = qpass.grouped_linear(%x, w, %offsets)
 
-In the second, rows are sorted by expert first and put back behind. Exact but for the order of the sums of a row.
+In the second, rows are sorted by expert first and put back behind. Exact but for the order of the sums of a row. In the
+first, experts that a histogram and its running sum count are looked up in the sorted ids instead: the same numbers, in
+one kernel.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def _is_stack(node: Any) -> bool:
 
 
 class _State:
-    """One run. ``sorts``: expert ids of rows -> the order by expert, where each expert ends, the way back."""
+    """One run. ``sorts``: expert ids of rows -> the order by expert, where each expert ends, the way back. ``counted``:
+    counts of rows, added up -> the same, looked up."""
 
     def __init__(self, program: Program, graph: fx.Graph) -> None:
         self.graph, self.weights = graph, program.weights
         self.log: list[Change] = []
         self.sorts: dict[fx.Node, tuple[fx.Node, fx.Node, fx.Node]] = {}
+        self.counted: dict[fx.Node, fx.Node] = {}
 
     def stack(self, node: Any) -> fx.Node | None:
         """The weight [E, N, K] that ``node`` is."""
@@ -79,11 +83,49 @@ class _State:
             at = ids.next
             ordered = self.call(at, aten.sort.default, ids)
             values, order = (self.call(at, operator.getitem, ordered, index) for index in (0, 1))
-            numbers = self.call(at, aten.arange.default, experts, device=ids.meta["val"].device)
-            ends = self.call(at, aten.searchsorted.Tensor, values, numbers, right=True, out_int32=True)
+            ends = self.ends(at, values, experts)
             back = self.call(at, operator.getitem, self.call(at, aten.sort.default, order), 1)
             self.sorts[ids] = order, ends, back
         return self.sorts[ids]
+
+    def ends(self, at: fx.Node, ordered: fx.Node, experts: int) -> fx.Node:
+        """int32 [E]: where the rows of each expert end, of sorted ids."""
+        numbers = self.call(at, aten.arange.default, experts, device=ordered.meta["val"].device)
+        return self.call(at, aten.searchsorted.Tensor, ordered, numbers, right=True, out_int32=True)
+
+    def looked_up(self, offsets: fx.Node) -> fx.Node:
+        """``cumsum(histc(sorted ids, E, 0, E - 1))`` by ``ends``; other offsets as they are."""
+        if offsets not in self.counted:
+            ordered = _counted(offsets)
+            ends = None if ordered is None else self.ends(offsets, ordered, offsets.meta["val"].shape[0])
+            self.counted[offsets] = offsets if ends is None else ends
+        return self.counted[offsets]
+
+
+def _counted(offsets: fx.Node) -> fx.Node | None:
+    """The sorted ids, 0 or more, whose histogram of one bin for each expert ``offsets`` adds up."""
+    counts = offsets.args[0] if offsets.target is aten.cumsum.default else None
+    if not isinstance(counts, fx.Node) or counts.target is not aten.histc.default:
+        return None
+    (ids, *bins), experts = counts.args, offsets.meta["val"].shape[0]
+    if ids.target is aten._to_copy.default and counts.meta["val"].dtype.itemsize >= 4:  # type: ignore[union-attr]
+        ids = ids.args[0]  # type: ignore[union-attr]  # a dtype that holds any number of an expert
+    ordered = _item(ids, aten.sort.default, 0)
+    plain = ordered is not None and not ordered.args[1:] and not ordered.kwargs
+    if bins != [experts, 0, experts - 1] or not plain or offsets.meta["val"].dtype is not torch.int32:
+        return None
+    chosen = ordered.args[0]  # type: ignore[union-attr]
+    while isinstance(chosen, fx.Node) and chosen.target in (aten.reshape.default, aten.view.default):
+        chosen = chosen.args[0]
+    return ids if _item(chosen, aten.topk.default, 1) is not None else None  # type: ignore[return-value]
+
+
+def _item(node: Any, target: Any, index: int) -> fx.Node | None:
+    """The call of ``target`` whose result of that number ``node`` is."""
+    if not isinstance(node, fx.Node) or node.target is not operator.getitem or node.args[1] != index:
+        return None
+    source = node.args[0]
+    return source if isinstance(source, fx.Node) and source.target is target else None
 
 
 def _is_transposed(node: fx.Node) -> bool:
@@ -100,7 +142,8 @@ def _sorted_rows(state: _State, node: fx.Node) -> None:
         return
     found = state.columns_first(weight)
     if found is not None and x.meta["val"].dtype == found.meta["val"].dtype:  # type: ignore[union-attr]
-        state.replace(node, state.call(node, ops.grouped_linear, x, found, offsets), "rows sorted by expert")
+        ends = state.looked_up(offsets)  # type: ignore[arg-type]
+        state.replace(node, state.call(node, ops.grouped_linear, x, found, ends), "rows sorted by expert")
 
 
 def _batched(state: _State, node: fx.Node) -> None:

@@ -104,10 +104,18 @@ def test_a_kernel_that_does_not_fit_leaves_the_node_to_the_meaning(monkeypatch: 
         assert Takers(integer.PROVIDERS, context).of(node) is taken
 
 
-def test_attention_on_a_gpu_is_bounded_by_the_context_too() -> None:
-    sums = cuda.PROVIDERS["integer_attention"].accumulators
-    assert sums is not None
-    assert [part.fits for context in (131071, 131072) for part in sums(context)] == [True, False]
+def test_what_a_gpu_has_beside_the_meanings() -> None:
+    """Sums of the others have the meaning's terms and width."""
+    known = {name: provider.accumulators for name, provider in cuda.PROVIDERS.items() if provider.accumulators}
+    assert set(known) == {"integer_attention", "integer_gated"}
+    attention = known["integer_attention"]
+    for context, last in ((131071, []), (131072, ["the sum of a byte of the weights times values"])):
+        assert [part.name for part in attention(context, *attention_args(256)) if not part.fits] == last
+    for width in (2, 64, 130, 131, 256):  # of which the score gains the most bits where D · 255 is just below 2^k
+        for bits in (4, 8):
+            score = attention(64, *attention_args(width, bits))[0]
+            assert 2 * score.most > 1 << 29 and score.most <= 1 << 30
+    assert all(part.fits for part in known["integer_gated"](64))
 
 
 def test_sums_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:

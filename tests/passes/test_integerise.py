@@ -198,6 +198,9 @@ def test_sampled_tokens_follow_from_the_seed_alone(made: Any) -> None:
     whole = run(ids, seed=5)
     assert torch.equal(run(ids, seed=5), whole) and torch.equal(run(ids[:2], seed=5), whole[:2])
     assert not torch.equal(run(ids, seed=6), whole)
+    with qpass.integer_guard(compiled):
+        several = run(ids, seed=5, num_return_sequences=2).view(3, 2, -1)  # the first is that of one sequence a prompt
+    assert torch.equal(several[:, 0], whole) and not (several[:, 1] == whole).all(-1).any()
     torch.manual_seed(1)
     one = run(ids)
     torch.manual_seed(1)

@@ -30,8 +30,12 @@ def threefry(key: tuple[int, int], counter: tuple[Tensor, Tensor]) -> tuple[Tens
     return x, y
 
 
-def random_words(seed: int, step: int, rows: int, device: torch.device | None = None) -> Tensor:
-    """int64 [rows], each 31 random bits that depend on the seed, the step and the row alone."""
+def random_words(seed: int, step: int, rows: int, device: torch.device | None = None, copies: int = 1) -> Tensor:
+    """int64 [rows], each 31 random bits that depend on the seed, the step, the prompt and the copy alone.
+
+    Row r is copy r % copies of prompt r // copies; the counter is (prompt + 2^16 · copy, step). Copy 0 of a prompt has
+    the words that it has alone. With more copies than one, neither prompts nor copies may be more than 2^16.
+    """
     row = torch.arange(rows, device=device)
     key = (seed & _MASK, (seed >> 32) & _MASK)
-    return threefry(key, (row, torch.full_like(row, step)))[0] >> 1
+    return threefry(key, (row // copies + (row % copies << 16), torch.full_like(row, step)))[0] >> 1

@@ -86,6 +86,22 @@ def test_activations(kind: str) -> None:
         check("integer_gated", x, k, *rows(120, width, 4), kind, *factor, TABLE_T, "precise")
 
 
+def test_activations_of_rows_in_two_halves() -> None:
+    """Of 9000 channels the second half has 808: the largest numbers of a row may be in either."""
+    integer.load()
+    op, width = torch.ops.qpass_cuda, 9000
+    (x, k), (y, ky) = rows(2, width, 3), rows(2, width, 4)
+    x[1, 8500:] = EDGE
+    each = vector(torch.linspace(0.1, 4, width, dtype=torch.float64))
+    assert integer_tiles.row_tile(width).halved and not integer_tiles.row_tile(8192).halved
+    check("integer_activation", x, k, "gelu", *ONE, TABLE_T, "precise")
+    check("integer_gated", x, k, y, ky, "silu", *each, TABLE_T, "precise")
+    gate = (x, k, y, ky, integer.KINDS["silu"], *each, TABLE_T)
+    found = op.integer_gated(*gate)
+    for form in ((8, False), (4, True)):
+        same(op.integer_gated_quantize(*gate, *form), op.integer_quantize(*found, *form))
+
+
 def test_strides_and_no_rows() -> None:
     x, k = rows(2 * 5 * 3, 32)
     heads, shared = x.reshape(2, 5, 3, 32).transpose(1, 2), k[:10].reshape(2, 5, 1, 1).transpose(1, 2)

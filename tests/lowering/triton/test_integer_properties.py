@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from qpass.lowering.cuda import integer_tiles, tiles
 from qpass.lowering.triton.compile_only import Built, compile_for
-from qpass.lowering.triton.integer_activation import integer_activation_kernel
+from qpass.lowering.triton.integer_activation import integer_activation_halves_kernel, integer_activation_kernel
 from qpass.lowering.triton.integer_attention import integer_attention_kernel
 from qpass.lowering.triton.integer_attention_parts import (
     integer_attention_parts_kernel,
@@ -56,6 +56,18 @@ def test_rows_stay_in_registers(kernel, constants, types, n: int, registers: int
     no_float(built)
     whole(built)
     assert not built.sass or (built.stack == 0 and built.registers <= registers)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_a_long_gated_row_spills_nothing(target: str) -> None:
+    """In two halves, one after the other; a factor for each channel is what takes most."""
+    tile = integer_tiles.row_tile(14336)
+    assert tile.halved and tile.warps == 16
+    constants = {**GATED, "EACH": True, "R": tile.rows, "B": tile.width}
+    built = build(integer_activation_halves_kernel, constants, target, tile.warps)
+    no_float(built)
+    whole(built)
+    assert not built.sass or (built.stack == 0 and built.registers <= 120)
 
 
 def whole(built: Built) -> None:

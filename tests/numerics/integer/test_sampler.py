@@ -44,10 +44,13 @@ def test_threefry_gives_the_published_words() -> None:
     assert words((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)) == [0xC4923A9C, 0x483DF7A0]
 
 
-def test_words_depend_on_seed_step_and_row_alone() -> None:
+def test_words_depend_on_seed_step_row_and_copy_alone() -> None:
     whole = random_words(7, 3, 20)
     assert torch.equal(random_words(7, 3, 5), whole[:5]) and int(whole.min()) >= 0 and int(whole.max()) < 2**31
     assert not torch.equal(random_words(8, 3, 20), whole) and not torch.equal(random_words(7, 4, 20), whole)
+    three = random_words(7, 3, 60, copies=3).view(20, 3)  # of prompt and copy, for any number of copies
+    assert torch.equal(three[:, 0], whole) and torch.equal(random_words(7, 3, 40, copies=2).view(20, 2), three[:, :2])
+    assert len(three.unique()) == 60
     many = random_words(1, 0, 1_000_000).double() / 2**31
     assert abs(float(many.mean()) - 0.5) < 5 * 12**-0.5 / 1000
 

@@ -49,8 +49,12 @@ SCHEMES = [("w8a8-int8", "eight_bit_kernel", "grouped_eight_bit_kernel"),
            ("w4a16-g128", "w4a16_kernel", "grouped_w4a16_kernel")]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("scheme", "dense", "grouped"), SCHEMES, ids=[case[0] for case in SCHEMES])
+SLOW = (("qwen3_moe", "w8a8-int8"), ("mixtral", "w8a8-fp8-block"), ("qwen3_moe", "w4a16-g128"))
+CASES = [pytest.param(name, *scheme, marks=pytest.mark.slow if (name, scheme[0]) in SLOW else (), id=f"{scheme[0]}-{name}")
+         for name in CONFIGS for scheme in SCHEMES]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "scheme", "dense", "grouped"), CASES)
 def test_a_decode_step(name: str, scheme: str, dense: str, grouped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """q, k, v in one launch, o, and two launches for all experts; the host reads nothing, a graph can hold it."""
     text = code(name, scheme, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -54,7 +55,13 @@ CONFIGS: dict[str, Any] = {
 }  # fmt: skip
 NEAR = ("llama-tied", "llama-bias", "mistral", "gemma", "phi3", "cohere", "qwen3_moe", "albert")
 """Each has the parts of another one. Their cases are marked slow."""
-NAMES = tuple(pytest.param(name, marks=pytest.mark.slow) if name in NEAR else name for name in CONFIGS)
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in NEAR else []) for name in names]
+
+
 ENCODERS = ("bert", "albert")
 EAGER = ("gpt_oss", "gemma2", "gptj")
 

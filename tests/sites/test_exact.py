@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qpass.sites import Axis, Powers, Site, analyse
-from tests.sites.models import HEADS, NAMES, D, inputs, normal, program
+from tests.sites.models import CONFIGS, HEADS, D, cases, inputs, normal, program
 from tests.sites.oracle import Dense, basis, check_exact, distance, outputs, params_of, scaled, undetected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases(CONFIGS))
 def test_the_null_space_is_the_dense_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = Dense(monkeypatch)
     freedom = analyse(program(name)).freedom
@@ -23,14 +23,14 @@ def test_the_null_space_is_the_dense_one(name: str, monkeypatch: pytest.MonkeyPa
     assert np.abs(matrix @ basis(system.solve(), system.count)).max() < 1e-9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases(CONFIGS))
 def test_every_site_is_exact(name: str) -> None:
     found = analyse(program(name))
     assert found.sites
     check_exact(normal(name), found, inputs(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases(CONFIGS))
 def test_no_part_of_a_site_is_idle(name: str) -> None:
     idle = undetected(normal(name), analyse(program(name)), inputs(name))
     keys = ("k_proj.bias", "key.bias", "c_attn.bias", "query_key_value.bias")  # a softmax does not see them

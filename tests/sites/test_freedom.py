@@ -6,7 +6,7 @@ import pytest
 
 from qpass.sites import analyse
 from qpass.sites.naming import GATED, NORM, PARALLEL, SERIAL
-from tests.sites.models import HEADS, KV, D, F, H, L, program
+from tests.sites.models import HEADS, KV, D, F, H, L, cases, program
 
 W = KV * D  # width of keys and values
 LLAMA = L * (2 * H + F + W + W // 2) + H
@@ -33,7 +33,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", cases(COUNTS))
 def test_freedom_counted_by_hand(name: str) -> None:
     assert analyse(program(name)).freedom == COUNTS[name]
 

@@ -50,8 +50,11 @@ SCHEMES = [("w8a8-int8", "eight_bit_kernel", "grouped_eight_bit_kernel"),
 
 
 SLOW = (("qwen3_moe", "w8a8-int8"), ("mixtral", "w8a8-fp8-block"), ("qwen3_moe", "w4a16-g128"))
-CASES = [pytest.param(name, *scheme, marks=pytest.mark.slow if (name, scheme[0]) in SLOW else (), id=f"{scheme[0]}-{name}")
-         for name in CONFIGS for scheme in SCHEMES]  # fmt: skip
+CASES = [
+    pytest.param(name, *scheme, id=f"{scheme[0]}-{name}", marks=[pytest.mark.slow] if (name, scheme[0]) in SLOW else [])
+    for name in CONFIGS
+    for scheme in SCHEMES
+]
 
 
 @pytest.mark.parametrize(("name", "scheme", "dense", "grouped"), CASES)

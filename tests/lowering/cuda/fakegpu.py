@@ -18,12 +18,13 @@ from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qpass.graph.program import Program, copy_graph
+from qpass.graph.program import Program
 from qpass.lowering.cuda import tiles
 from qpass.lowering.inductor import stand_in
 from qpass.lowering.inductor.buckets import compile_bucket, our_choices
 from qpass.lowering.inductor.compile import as_module
 from qpass.lowering.inductor.modes import options
+from qpass.lowering.inductor.package_cuda import on_gpu
 
 SETTINGS = {
     **options(bucket=tiles.FEW), "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True,
@@ -77,16 +78,7 @@ def code_of_bucket(
 
     ``seen`` is called with Inductor's graph; of the templates for a dot the first with ``prefer`` in its code is taken.
     """
-    modes = {node.meta["val"].fake_mode for node in program.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")}
-    (fake,) = modes
-    with fake_gpu(capability), fake:
-        graph, _ = copy_graph(program.graph)
-        for node in graph.nodes:
-            node.args, node.kwargs = (torch.fx.node.map_aggregate(part, _moved) for part in (node.args, node.kwargs))
-            if isinstance(value := node.meta.get("val"), torch.Tensor):
-                kind = {"dtype": value.dtype, "device": "cuda"}
-                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), **kind)
-    moved = program.with_graph(graph)
+    moved = on_gpu(program, capability)
     run = lambda: compile_bucket(moved, bucket, mode)  # noqa: E731
     return _captured(run, capability, contextlib.nullcontext(), seen, prefer)
 

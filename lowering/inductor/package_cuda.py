@@ -29,12 +29,14 @@ from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.package import package_aoti
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch.export.pt2_archive._package import load_pt2
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Program, copy_graph, materialise
 from qpass.lowering.cuda import tiles
 from qpass.lowering.inductor import stand_in, toolkit
+from qpass.lowering.inductor.attention import name_kernels
 from qpass.lowering.inductor.buckets import Rows, our_choices, rows_of
 from qpass.lowering.inductor.compile import as_module
 from qpass.lowering.inductor.modes import BASE
@@ -85,6 +87,8 @@ def compile_files(
 ) -> tuple[list[str], dict[str, int]]:
     """(the files of one bucket's model, kernel -> number of configurations of which the first was taken)."""
     module = as_module(program)
+    name_kernels(module.graph)
+    module.recompile()
     inputs = tuple(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
     outputs = next(node for node in module.graph.nodes if node.op == "output").args[0]
     module._in_spec = pytree.tree_structure((inputs, {}))
@@ -92,7 +96,7 @@ def compile_files(
     try:
         with (
             torch.no_grad(), stand_in.device(capability), our_choices(), tiles.compiling_for(bucket),
-            never_launched() as untimed,
+            never_launched() as untimed, sdpa_kernel(SDPBackend.MATH),
         ):  # fmt: skip
             files = aot_compile(module, inputs, options=dict(SETTINGS))
     except torch._inductor.exc.InductorError as error:

@@ -31,7 +31,7 @@ from qpass.errors import UnsupportedError
 from qpass.graph.program import Program, materialise
 from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.capability import Capability
-from qpass.lowering.inductor import package_cuda, stand_in, toolkit
+from qpass.lowering.inductor import attention, package_cuda, stand_in, toolkit
 from qpass.lowering.inductor.buckets import Rows, rows_of
 
 FILE = "model/data/aotinductor"
@@ -127,6 +127,24 @@ def test_the_model_for_a_call_is_the_bucket_of_its_rows() -> None:
     unknown = Rows(0, rows.where, rows.counts, unknown=True)
     assert unknown.buckets() == (None,) and package_cuda.bucket_for(package_cuda.described(unknown), inputs) == "many"
     assert Rows(40, {}, (), unknown=False).buckets() == (tiles.SOME,)
+
+
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.float32])
+def test_attention_by_name_is_attention(mask: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given to ATen's kernel, which needs a GPU: by its definition, with rows of a mask that it can load."""
+    def kernel(query: Any, key: Any, value: Any, bias: Any, sums: bool, drop: float, causal: bool, scale: Any) -> Any:
+        assert bias is None or (bias.shape == (2, 4, 3, 21) and bias.stride(2) % 16 == 0 and bias.dtype == query.dtype)
+        return (sdpa(query, key, value, bias, is_causal=causal, scale=scale),)
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.ops.aten._scaled_dot_product_efficient_attention, "default", kernel)
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 2, 21, 8)
+    given = None if mask is None else torch.randn(2, 1, 3, 21) if mask.is_floating_point else torch.rand(3, 21) > 0.3
+    got = attention.efficient(query, key, value, given, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(got, sdpa(query, key, value, given, scale=0.3, enable_gqa=True))
+    for channels, dtype, taken in ((64, torch.bfloat16, True), (60, torch.bfloat16, False), (60, torch.float32, True)):
+        assert attention._takes([torch.empty(1, 2, 3, channels, dtype=dtype)] * 3) is taken
 
 
 def test_where_no_package_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

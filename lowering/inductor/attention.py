@@ -41,9 +41,9 @@ def efficient(
     bias = attn_mask
     if bias is not None:
         if bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(bias.logical_not(), float("-inf"))
+            bias = torch.full_like(bias, float("-inf"), dtype=query.dtype).masked_fill(bias, 0.0)
         # the kernel loads 16 values of a row at once
-        bias = pad(bias, (0, -bias.shape[-1] % 16))[..., : bias.shape[-1]]
+        bias = torch.narrow(pad(bias, (0, -bias.shape[-1] % 16)), -1, 0, bias.shape[-1])
         bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention.default
     return kernel(query, key, value, bias, False, dropout_p, is_causal, scale=scale)[0]

@@ -25,7 +25,7 @@ from torch import nn
 
 import qpass
 
-RECIPES = ("w4a16-g128", "w4a8-int8-g128", "w8a8-int8", "w8a8-fp8")
+RECIPES = ("w4a16-g128", "w4a8-int8", "w8a8-int8", "w8a8-fp8")
 ROWS = (1, 40, 500, 2000)
 
 

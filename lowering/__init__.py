@@ -172,16 +172,31 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """What goes with a file that a ``Packager`` wrote.
+
+    Attributes:
+        library: has the operators that the file calls; None if it calls none.
+        facts: what else is to be known of it, for ``.json`` beside it.
+    """
+
+    library: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Packager:
     """How a target writes a LOWERED program into a file, and runs it from there.
 
     Attributes:
-        save: (program, path) -> the library that has the operators which the file calls; None if it calls none.
-        load: the file -> a function of flat tensors that gives a flat tuple.
+        save: (program, path) -> what goes with the file.
+        load: (the file, what is in ``.json`` beside it) -> a function of flat tensors that gives a flat tuple.
+        check: raises UnsupportedError where this machine cannot write one, before any work is done.
     """
 
-    save: Callable[[Program, Path], Path | None]
-    load: Callable[[Path], Callable[..., tuple[Any, ...]]]
+    save: Callable[[Program, Path], Packed]
+    load: Callable[[Path, Mapping[str, Any]], Callable[..., tuple[Any, ...]]]
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 A package takes and gives flat tensors, in the order that ``model.json`` names: those of the module's call, and for a
 causal language model its cache too. Sizes that were dynamic stay so. Without qpass, in Python or C++, load the library
 of operators first: ``torch.ops.load_library("model.ops.so")``, then ``torch._inductor.aoti_load_package("model.pt2")``.
+Packages for ``cuda`` are made without a GPU too; they need no library, and their weights are in ``model.safetensors``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def package(
 
     Args:
         path: ends in ``.pt2``. ``.json`` beside it names inputs, outputs and the target; ``.ops.so`` beside it has the
-            operators that the package calls, where it calls any.
+            operators that the package calls, where it calls any; for ``cuda``, ``.safetensors`` has the weights.
         model, recipe, args, kwargs, target, dynamic_shapes, calibration, progress: as in ``qpass.compile``.
 
     Returns:
@@ -42,26 +43,27 @@ def package(
 
     Raises:
         InputError: another ending, or a folder that is not there.
-        UnsupportedError: the target has no packages, or not of such a program; others as ``qpass.compile``.
+        UnsupportedError: the target has no packages, or not of such a program, or none can be made here; others as
+            ``qpass.compile``.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise InputError(f"a package is a file that ends in .pt2, not {path.name!r}", fix=f"use {path.stem}.pt2")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}", fix="make it first")
-    found = pipeline.load_target(target)
-    packager = _packager(found)
-    found.check()
+    packager = _packager(pipeline.load_target(target))
+    packager.check()
     result = pipeline.trace(model, recipe, args, kwargs, target=target, dynamic_shapes=dynamic_shapes,
                             calibration=calibration, progress=progress)  # fmt: skip
     lowered = result["LOWERED"]
-    library = packager.save(lowered, path)
-    if library is not None:
-        shutil.copyfile(library, path.with_suffix(".ops.so"))
+    packed = packager.save(lowered, path)
+    if packed.library is not None:
+        shutil.copyfile(packed.library, path.with_suffix(".ops.so"))
     inputs = [{"name": one.name, "type": str(one)} for one in lowered.call.inputs]
     about = {
         "target": target, "recipe": str(recipe), "torch": torch.__version__, "inputs": inputs,
-        "outputs": list(lowered.call.outputs), "operators": None if library is None else f"{path.stem}.ops.so",
+        "outputs": list(lowered.call.outputs),
+        "operators": None if packed.library is None else f"{path.stem}.ops.so", **packed.facts,
     }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     return path
@@ -72,6 +74,7 @@ def load_package(path: str | Path) -> Callable[..., tuple[Any, ...]]:
 
     Raises:
         InputError: a file that is not there, or is of another version of torch.
+        UnsupportedError: made for a GPU that is not here.
     """
     path = Path(path)
     about = path.with_suffix(".json")
@@ -82,10 +85,10 @@ def load_package(path: str | Path) -> Callable[..., tuple[Any, ...]]:
     if facts["torch"] != torch.__version__:
         raise InputError(f"the package was made by torch {facts['torch']}, this is {torch.__version__}",
                          where=str(path), fix="make it again with qpass.package")  # fmt: skip
-    return _packager(pipeline.load_target(facts["target"])).load(path)
+    return _packager(pipeline.load_target(facts["target"])).load(path, facts)
 
 
 def _packager(target: Target) -> Packager:
     if target.packager is None:
-        raise UnsupportedError(f"the target {target.name} makes no packages", fix='use target="cpu"')
+        raise UnsupportedError(f"the target {target.name} makes no packages", fix='use target="cpu" or "cuda"')
     return target.packager

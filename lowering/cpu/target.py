@@ -6,7 +6,7 @@ The kernels are our own C++ where the processor has AVX-512 VNNI; elsewhere ATen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from qpass.errors import UnsupportedError
 from qpass.graph.program import Program
-from qpass.lowering import Packager, Region, Target
+from qpass.lowering import Packager, Packed, Region, Target
 from qpass.lowering.cpu import kernels
 from qpass.lowering.cpu.aten import ATEN_INT4, ATEN_INT8, ATEN_INT8_WEIGHT
 from qpass.lowering.cpu.attention import ATTENTION
@@ -34,15 +34,16 @@ def _build(program: Program) -> torch.nn.Module:
     return Regions(program) if any(isinstance(node.target, Region) for node in program.nodes()) else Compiled(program)
 
 
-def _save(program: Program, path: Path) -> Path | None:
+def _save(program: Program, path: Path) -> Packed:
     if any(isinstance(node.target, Region) for node in program.nodes()):
         raise UnsupportedError("an integer-only program is compiled op by op, and a package holds one graph",
                                fix="use qpass.compile for it, or package a recipe such as w8a8-int8")  # fmt: skip
     package_program(program, path)
-    return Path(load_library()) if any("qpass_cpu" in str(node.target) for node in program.nodes()) else None
+    calls = any("qpass_cpu" in str(node.target) for node in program.nodes())
+    return Packed(Path(load_library()) if calls else None)
 
 
-def _load(path: Path) -> Callable[..., tuple[Any, ...]]:
+def _load(path: Path, facts: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
     if kernels.available() is None:
         kernels.load()
     return load(path)

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qpass.errors import InputError, UnsupportedError
 from qpass.graph.program import Program
-from qpass.lowering import Target
+from qpass.lowering import Packager, Packed, Target
 from qpass.lowering.cuda.branch import join_branches
 from qpass.lowering.cuda.capability import Capability
 from qpass.lowering.cuda.experts import FLOAT, experts
 from qpass.lowering.cuda.integer import JOINS, PROVIDERS
-from qpass.lowering.cuda.kernels import kernels
+from qpass.lowering.cuda.kernels import kernels, missing
 from qpass.lowering.cuda.kv import attention as kv_attention
 from qpass.lowering.cuda.quantize import QUANTIZE
 from qpass.lowering.cuda.residual import join_residuals
@@ -40,7 +43,9 @@ def configured(option: str = "", mode: str | None = None) -> Target:
                    **PROVIDERS},
                   joins=(*JOINS, join_branches, join_residuals),
                   check=functools.partial(_check, capability),
-                  grouped=(*experts(capability), DEQUANTIZE_EXPERTS))  # fmt: skip
+                  grouped=(*experts(capability), DEQUANTIZE_EXPERTS),
+                  packager=Packager(functools.partial(_save, capability), _load,
+                                    check=functools.partial(_check_package, capability)))  # fmt: skip
 
 
 def _check(capability: Capability) -> None:
@@ -54,10 +59,50 @@ def _check(capability: Capability) -> None:
         raise UnsupportedError(f"packed for {capability}, and the GPU is {here}", fix=f'use target="cuda:{here}"')
 
 
-def _build(program: Program, *, capability: Capability, mode: str | None) -> torch.nn.Module:
-    _check(capability)
-    on_cpu = [name for name, param in program.params.items() if isinstance(param, Tensor) and not param.is_cuda]
-    if on_cpu:
+def _check_package(capability: Capability) -> None:
+    """No GPU is asked for: kernels are compiled for one that is described."""
+    from qpass.lowering.inductor import package_cuda
+
+    if capability.amd:
+        raise UnsupportedError(f"packages are made for NVIDIA's GPUs, not for {capability}", fix="use qpass.compile")
+    reason, fix = capability.refusal or missing(), "use qpass.compile"
+    if reason is None:
+        reason, fix = package_cuda.why_not() or (None, "")
+    if reason is not None:
+        raise UnsupportedError(f"no package for {capability} can be made here: {reason}", fix=fix)
+
+
+def _save(capability: Capability, program: Program, path: Path) -> Packed:
+    from qpass.lowering.inductor import package_cuda
+
+    _one_place(program, moved=False)
+    facts = package_cuda.package(program, path, (capability.major, capability.minor))
+    return Packed(facts={"capability": str(capability), **facts})
+
+
+def _load(path: Path, facts: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    """Binaries run on the capability that they were compiled for."""
+    from qpass.lowering.inductor import package_cuda
+
+    made = facts["capability"]
+    if not torch.cuda.is_available():
+        raise UnsupportedError(f"the package is for {made}, and no GPU is here", fix="load it where one is")
+    if str(Capability.here()) != made:
+        raise UnsupportedError(f"the package is for {made}, and the GPU is {Capability.here()}",
+                               fix=f'make it again with target="cuda:{Capability.here()}"')  # fmt: skip
+    return package_cuda.load(path, facts)
+
+
+def _one_place(program: Program, *, moved: bool) -> None:
+    """All parameters on the GPU; where they need not be ``moved``, all elsewhere will do."""
+    tensors = {name: param for name, param in program.params.items() if isinstance(param, Tensor)}
+    on_cpu = [name for name, param in tensors.items() if not param.is_cuda]
+    if on_cpu and (moved or len(on_cpu) < len(tensors)):
         raise UnsupportedError(f"{len(on_cpu)} parameters are not on the GPU, the first is {on_cpu[0]}",
                                fix='move the model first: model.to("cuda")')  # fmt: skip
+
+
+def _build(program: Program, *, capability: Capability, mode: str | None) -> torch.nn.Module:
+    _check(capability)
+    _one_place(program, moved=True)
     return Bucketed(program, mode)

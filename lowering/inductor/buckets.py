@@ -6,9 +6,11 @@ it is compiled (``qpass.lowering.cuda.tiles``). The artifacts share the weights.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,41 @@ def sources() -> str:
     return found.hexdigest()[:16]
 
 
-def rows_of(program: Program) -> Callable[[list[Any]], int]:
-    """A function of the flat inputs: the most rows that a linear of ours has in that call."""
+@dataclass(frozen=True)
+class Rows:
+    """The most rows that a linear of ours has in a call, from the call's flat inputs.
+
+    Attributes:
+        fixed: of the linears whose number is known; 0 if there is none.
+        where: a size's symbol -> (input, dimension) that has it.
+        counts: in those symbols, of the others.
+        unknown: a number depends on data: any is possible.
+    """
+
+    fixed: int
+    where: dict[sympy.Symbol, tuple[int, int]]
+    counts: tuple[sympy.Expr, ...]
+    unknown: bool
+
+    def __call__(self, inputs: list[Any]) -> int:
+        """Of one call."""
+        sizes = [inputs[position].shape[dim] for position, dim in self.where.values()]
+        found = max((int(function(*sizes)) for function in self._functions), default=0)
+        return max(found, self.fixed, tiles.BUCKETS[-1] + 1 if self.unknown else 0)
+
+    @functools.cached_property
+    def _functions(self) -> list[Callable[..., Any]]:
+        return [sympy.lambdify(list(self.where), count) for count in self.counts]
+
+    def buckets(self) -> tuple[int | None, ...]:
+        """Those that a call may be in."""
+        if self.unknown or not self.counts:
+            return (tiles.bucket_of(tiles.BUCKETS[-1] + 1 if self.unknown else self.fixed),)
+        return (*(most for most in tiles.BUCKETS if most >= self.fixed), None)
+
+
+def rows_of(program: Program) -> Rows:
+    """How many rows the linears of ours in ``program`` have."""
     counts = {_rows(node.meta["val"]) for node in program.nodes() if _is_linear(node)}
     fixed = max((count for count in counts if isinstance(count, int)), default=0)
     where: dict[sympy.Symbol, tuple[int, int]] = {}
@@ -94,17 +129,8 @@ def rows_of(program: Program) -> Callable[[list[Any]], int]:
             if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
                 where.setdefault(size.node.expr, (position, dim))
     free = [count for count in counts if not isinstance(count, int)]
-    known = [count for count in free if count.free_symbols <= where.keys()]
-    symbols = list(where)
-    functions = [sympy.lambdify(symbols, count) for count in known]
-    unknown = len(known) < len(free)  # sizes that depend on data: any number of rows
-
-    def rows(inputs: list[Any]) -> int:
-        sizes = [inputs[position].shape[dim] for position, dim in where.values()]
-        found = max((int(function(*sizes)) for function in functions), default=0)
-        return max(found, fixed, tiles.BUCKETS[-1] + 1 if unknown else 0)
-
-    return rows
+    known = tuple(count for count in free if count.free_symbols <= where.keys())
+    return Rows(fixed, where, known, unknown=len(known) < len(free))
 
 
 def _is_linear(node: torch.fx.Node) -> bool:

@@ -222,6 +222,7 @@ def kv_attention_kernel(
     K_BYTES: tl.constexpr = (D + 1) // 2 if K_HALF else D
     V_BYTES: tl.constexpr = (DV + 1) // 2 if V_HALF else DV
     IN_F16: tl.constexpr = tl.float16 == ROUND and not V_EACH
+    scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)  # Inductor passes a float as fp64
     tile, part, batch, head = tl.program_id(0), tl.program_id(1), tl.program_id(2) // HEADS, tl.program_id(2) % HEADS
     row = tile * BM + tl.arange(0, BM)
     token, query = row // G, head * G + row % G

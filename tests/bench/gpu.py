@@ -6,7 +6,7 @@ never holds one; ours and torch's take turns in one process, and times are the m
 random, never zeros. Before it is timed a linear is compared with float64 of the same quantized operands, and run twice:
 results must be equal bit for bit.
 
-    --part NAME    what to measure: ceilings, decode, prefill, peers, fused, integer, kv, model; kept in gpu-h200.json
+    --part NAME    ceilings, decode, prefill, peers, fused, integer, kv, model, package; kept in gpu-h200.json
     --page         write docs/benchmarks/gpu-h200.md from it
     --dry          no GPU: tiny shapes in the interpreter, checks but no times
 """
@@ -35,11 +35,13 @@ from .gpu_integer import TINY as TINY_LAYER
 from .gpu_kv import cases as kv_cases
 from .gpu_kv import checked, compiled
 from .gpu_model import LAYERS, SCHEMES, WORK, measure_model
+from .gpu_package import RECIPES, packaged
 from .gpu_page import FILE, write_page
 from .gpu_peers import PEERS, peers
 
 BUDGET = 8.5 * 60
-SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "integer": 5, "kv": 8, "model": 25}
+SECONDS = {"ceilings": 20, "decode": 1.2, "prefill": 6, "peers": 20, "fused": 4, "integer": 5, "kv": 8, "model": 25,
+           "package": 90}
 """Guesses, nothing of it measured: of a whole part for ``ceilings``, else of one case, most of it compiling."""
 _PEER_SHAPES, _PEER_ROWS = ("8b gate_up", "8b down"), (1, 16, 64, 2048)
 _CACHE = 240 << 20  # bytes of weights that together never lie in the second-level cache
@@ -108,7 +110,7 @@ def estimate(args: argparse.Namespace) -> str:
     wide = len(args.shapes) * len(args.forms)
     count = {"ceilings": 1, "decode": wide * len(args.rows or ROWS[:4]), "prefill": wide * len(args.rows or ROWS[4:]),
              "peers": len(_PEER_SHAPES) * len(_PEER_ROWS) * len(PEERS), "fused": 6, "integer": 18, "kv": 8,
-             "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES))}[args.part]  # fmt: skip
+             "model": len(LAYERS) * len(WORK) * (1 + len(SCHEMES)), "package": len(RECIPES)}[args.part]  # fmt: skip
     guess = count * SECONDS[args.part]
     cut = f", of which about {int(BUDGET / SECONDS[args.part])} fit" if guess > BUDGET else ""
     text = f"{args.part}: {count} cases, about {guess / 60:.1f} minutes by guess{cut}"
@@ -310,6 +312,7 @@ PARTS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "integer": integer,
     "kv": kv,
     "model": measure_model,
+    "package": packaged,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ NOTHING = """**Not yet measured.** No number on this page comes from a GPU: what
 registers and shared memory of each kernel, is in [gpu.md](../gpu.md). The commands, each below nine minutes on an H200:
 
 ```bash
-for part in ceilings decode prefill peers fused integer kv model; do python -m tests.bench.gpu --part $part; done
+for part in ceilings decode prefill peers fused integer kv model package; do
+    python -m tests.bench.gpu --part $part
+done
 ```
 
 Every part says beforehand how many cases it has and what they may take. Peers are torchao's int8, int4 and FP8 linears
@@ -69,7 +71,8 @@ def page(kept: dict[str, Any]) -> str:
     for one in kept.get("fused", []):
         share = one["rate"] / rates["copy"] if "copy" in rates else float("nan")
         text += f"| {one['name']} | {one['rows']} | {one['us']:.1f} | {share:.2f} |\n"
-    return text + _bytes(kept.get("integer", []) + kept.get("kv", []), rates) + _models(kept.get("model", []))
+    text += _bytes(kept.get("integer", []) + kept.get("kv", []), rates)
+    return text + _models(kept.get("model", [])) + _packages(kept.get("package", []))
 
 
 def _bytes(records: list[dict[str, Any]], rates: dict[str, float]) -> str:
@@ -123,3 +126,12 @@ def _models(records: list[dict[str, Any]]) -> str:
         ratio = base.get((one["what"], one["layers"]), float("nan")) / one["ms"]
         text += f"| {one['what']} | {one['layers']} | {one['name']} | {one['ms']:.2f} | {ratio:.2f} |\n"
     return text
+
+
+def _packages(records: list[dict[str, Any]]) -> str:
+    """Packages that a fresh process ran, beside the compiled model."""
+    text = "\n## Packages\n\n| recipe | rows | the bits of the compiled model |\n|---|---|---|\n"
+    for one in records:
+        same = "yes" if one["equal"] else f"{one['apart']:.1e} apart"
+        text += f"| {one['name']} | {one['rows']} | {same} |\n"
+    return text if records else ""

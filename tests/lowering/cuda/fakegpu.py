@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo.device_interface as device_interface
 import torch._inductor.fx_passes.joint_graph as joint_graph
 import torch._inductor.select_algorithm as select_algorithm
-import torch.utils._triton as has_triton
-import triton
 from torch import fx
 from torch._inductor import config
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton.backends.compiler import GPUTarget
 
-from qpass.graph.program import Program, copy_graph
+from qpass.graph.program import Program
 from qpass.lowering.cuda import tiles
+from qpass.lowering.inductor import stand_in
 from qpass.lowering.inductor.buckets import compile_bucket, our_choices
 from qpass.lowering.inductor.compile import as_module
 from qpass.lowering.inductor.modes import options
+from qpass.lowering.inductor.package_cuda import on_gpu
 
 SETTINGS = {
     **options(bucket=tiles.FEW), "max_autotune_gemm_backends": "TRITON", "force_disable_caches": True,
@@ -40,69 +37,13 @@ class _Stop(Exception):
     pass
 
 
-class _Nothing:
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __enter__(self) -> _Nothing:
-        return self
-
-    def __exit__(self, *args: Any) -> bool:
-        return False
-
-
 @contextlib.contextmanager
 def fake_gpu(capability: tuple[int, int]) -> Iterator[None]:
-    """Inside, torch and Triton believe in one H100 of that capability."""
-    properties = types.SimpleNamespace(
-        name="fake", major=capability[0], minor=capability[1], multi_processor_count=132, warp_size=32,
-        regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
-        total_memory=80 << 30, shared_memory_per_block_optin=232448, shared_memory_per_block=49152,
-        shared_memory_per_multiprocessor=233472, L2_cache_size=50 << 20, gcnArchName="",
-    )  # fmt: skip
-    cuda = device_interface.CudaInterface
-    answers: list[tuple[Any, str, Any]] = [
-        (torch.cuda, "get_device_properties", lambda *a, **k: properties),
-        (torch.cuda, "get_device_capability", lambda *a, **k: capability),
-        (torch.cuda, "current_device", lambda: 0), (torch.cuda, "device_count", lambda: 1),
-        (torch.cuda, "is_bf16_supported", lambda *a, **k: True), (torch.cuda, "synchronize", lambda *a, **k: None),
-        (torch.cuda, "current_stream", lambda *a, **k: types.SimpleNamespace(cuda_stream=0)),
-        (cuda, "device", _Nothing), (cuda, "current_device", staticmethod(lambda: 0)),
-        (cuda, "device_count", staticmethod(lambda: 1)), (cuda, "synchronize", staticmethod(lambda *a: None)),
-        (cuda, "get_device_properties", staticmethod(lambda *a, **k: properties)),
-        (cuda, "is_available", staticmethod(lambda: True)),
-        (cuda, "is_bf16_supported", staticmethod(lambda *a, **k: True)),
-        (cuda.Worker, "get_device_properties", staticmethod(lambda *a, **k: properties)),
-        (cuda.Worker, "current_device", staticmethod(lambda: 0)),
-        # the method asks for a CUDA build before it dispatches, the operator does not
-        (has_triton, "has_triton_tma_device", lambda: capability >= (9, 0)),
-        (torch.Tensor, "copy_", lambda self, other, *rest: torch.ops.aten.copy_.default(self, other)),
-    ]  # fmt: skip
-    if not device_interface._device_initialized:
-        device_interface.init_device_reg()
-    with contextlib.ExitStack() as stack:
-        for place, name, answer in answers:
-            stack.enter_context(mock.patch.object(place, name, answer))
-        device_interface.register_interface_for_device("cuda:0", cuda)
-        if hasattr(has_triton.has_triton, "cache_clear"):
-            has_triton.has_triton.cache_clear()
-        before = triton.runtime.driver._active
-        triton.runtime.driver.set_active(_driver(capability))
-        try:
-            yield
-        finally:
-            triton.runtime.driver._active = before
-            if hasattr(has_triton.has_triton, "cache_clear"):
-                has_triton.has_triton.cache_clear()
-
-
-def _driver(capability: tuple[int, int]) -> Any:
-    limits = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
-    return types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", capability[0] * 10 + capability[1], 32),
-        get_current_device=lambda: 0, get_active_torch_device=lambda: torch.device("cuda", 0),
-        get_current_stream=lambda device=None: 0, is_active=lambda: True,
-        utils=types.SimpleNamespace(get_device_properties=lambda device: limits),
-    )  # fmt: skip
+    """Inside, torch and Triton believe in one GPU of that capability, also where torch was built without CUDA."""
+    # the method asks for a CUDA build before it dispatches, the operator does not
+    dispatched = lambda self, other, *rest: torch.ops.aten.copy_.default(self, other)  # noqa: E731
+    with mock.patch.object(torch.Tensor, "copy_", dispatched), stand_in.device(capability):
+        yield
 
 
 def code_for(
@@ -137,16 +78,7 @@ def code_of_bucket(
 
     ``seen`` is called with Inductor's graph; of the templates for a dot the first with ``prefer`` in its code is taken.
     """
-    modes = {node.meta["val"].fake_mode for node in program.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")}
-    (fake,) = modes
-    with fake_gpu(capability), fake:
-        graph, _ = copy_graph(program.graph)
-        for node in graph.nodes:
-            node.args, node.kwargs = (torch.fx.node.map_aggregate(part, _moved) for part in (node.args, node.kwargs))
-            if isinstance(value := node.meta.get("val"), torch.Tensor):
-                kind = {"dtype": value.dtype, "device": "cuda"}
-                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), **kind)
-    moved = program.with_graph(graph)
+    moved = on_gpu(program, capability)
     run = lambda: compile_bucket(moved, bucket, mode)  # noqa: E731
     return _captured(run, capability, contextlib.nullcontext(), seen, prefer)
 

@@ -14,8 +14,9 @@ from qpass.lowering.triton.kv_attention import kv_attention_kernel
 from qpass.lowering.triton.properties import properties
 
 BYTE = "int8:token:asym"
-POINTERS = {"q": "*bf16", "k": "*i8", "v": "*i8", "mask": "*i1", "out": "*bf16", "parts": "*fp32", "scale": "fp32",
-            "softcap": "fp32"}  # fmt: skip
+# a number is float64, as Inductor passes it
+POINTERS = {"q": "*bf16", "k": "*i8", "v": "*i8", "mask": "*i1", "out": "*bf16", "parts": "*fp32", "scale": "fp64",
+            "softcap": "fp64"}  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["sm_90", "sm_80"])

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qpass.formats import Format
@@ -54,10 +53,15 @@ def pack(x: Tensor, fmt: Format) -> Tensor:
     codes, scale, zero = codec.quantize_rows(x, fmt)
     held = _pack_codes(codes, fmt).to(torch.int32)
     count = x.shape[-1]
-    parts = [F.pad(held, (0, scales_at(fmt, count) - held.shape[-1])), _to_bytes(scale.view(torch.int32))]
+    parts = [held, *_zeros(held, scales_at(fmt, count) - held.shape[-1]), _to_bytes(scale.view(torch.int32))]
     parts += [] if fmt.symmetric else [_to_bytes(zero)]
     used = zeros_at(fmt, count) + (0 if fmt.symmetric else 4 * fmt.groups(count))
-    return F.pad(torch.cat(parts, -1), (0, width(fmt, count) - used)).to(torch.int8)
+    return torch.cat([*parts, *_zeros(held, width(fmt, count) - used)], -1).to(torch.int8)
+
+
+def _zeros(like: Tensor, count: int) -> list[Tensor]:
+    """``count`` zeros behind each row; none if it is 0. A padding would make numbers of symbolic sizes (torch 2.13)."""
+    return [like.new_zeros((*like.shape[:-1], count))] if count else []
 
 
 def unpack(rows: Tensor, fmt: Format, D: int, dtype: torch.dtype) -> Tensor:
@@ -76,7 +80,7 @@ def _pack_codes(codes: Tensor, fmt: Format) -> Tensor:
     if fmt.bits > 4:
         held = codes.view(torch.int8)
         return held ^ -128 if codes.dtype is torch.uint8 else held
-    bits = F.pad(codes, (0, codes.shape[-1] % 2)).view(torch.uint8) & 15
+    bits = torch.cat([codes, *_zeros(codes, codes.shape[-1] % 2)], -1).view(torch.uint8) & 15
     return (bits[..., 0::2] | bits[..., 1::2] << 4).view(torch.int8)
 
 

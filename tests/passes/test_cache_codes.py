@@ -217,3 +217,13 @@ def test_bytes_of_usual_heads():
     for width in (64, 128):
         share = kv_rows.width(Format.parse(BYTE), width) / (2 * width)
         assert 0.5 < share < 0.63
+
+
+def test_sizes_stay_symbols_where_linears_are_merged() -> None:
+    """Types are worked out again behind the views of a merged linear, among them those of rows of codes."""
+    pytest.importorskip("triton")
+    recipe = Recipe.parse({"linears": {"*": "w8a8-int8"}, "attention": "kv8"})
+    lowered = pipeline.run(captured("llama")[1], recipe, load_target("cuda"))["LOWERED"]
+    ids, *_, cache = [node.meta["val"] for node in lowered.placeholders()]
+    assert cache.dtype is torch.int8
+    assert all(isinstance(size, torch.SymInt) and size.node.expr.is_Symbol for size in (*ids.shape, cache.shape[0]))

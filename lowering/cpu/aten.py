@@ -33,11 +33,26 @@ def _prepare_int8(names: Mapping[str, str], program: Program, case: Case) -> dic
     }
 
 
+def _takes_unsigned() -> bool:
+    codes, weight = (torch.empty(32, 32, dtype=dtype, device="meta") for dtype in (torch.uint8, torch.int8))
+    try:
+        torch._int_mm(codes, weight)
+    except RuntimeError:
+        return False
+    return True
+
+
+_UNSIGNED = _takes_unsigned()
+"""Whether this torch says that the call takes unsigned inputs: 2.11 does not."""
+
+
 def _call_int8(inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor], bias: Tensor | None, case: Case) -> Tensor:
     codes, scale, zero = inputs
-    if codes.dtype is torch.int8:
-        codes, zero = (codes.to(torch.int16) + 128).to(torch.uint8), zero + 128
     # unsigned inputs: the signed form of this call is two orders slower on processors without AMX
+    if _UNSIGNED and codes.dtype is torch.int8:
+        codes, zero = (codes.to(torch.int16) + 128).to(torch.uint8), zero + 128
+    elif not _UNSIGNED and codes.dtype is torch.uint8:
+        codes, zero = (codes.to(torch.int16) - 128).to(torch.int8), zero - 128
     sums = torch._int_mm(codes.flatten(0, -2), weights["plain"].t()).unflatten(0, codes.shape[:-1])
     out = (sums - zero * weights["sum"]).to(torch.float32) * weights["channel_scale"] * scale
     return (out if bias is None else out + bias).to(case.dtype)

@@ -7,9 +7,10 @@ import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 from triton.runtime.jit import JITFunction
 
 
@@ -21,7 +22,7 @@ class Interpreter:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def run(*args: Any, **kwargs: Any) -> None:
-            with _library():
+            with _library(), mock.patch.object(InterpreterBuilder, "create_splat", _splat):
                 self._kernel[grid](*args, **kwargs)
 
         return run
@@ -48,6 +49,17 @@ def _interpreted(kernel: Any) -> Any:
         copy.__annotations__, copy.__module__, copy.__qualname__ = fn.__annotations__, fn.__module__, fn.__qualname__
         _made[id(kernel)] = InterpretedFunction(copy)
     return _made[id(kernel)]
+
+
+_create_splat = InterpreterBuilder.create_splat
+
+
+def _splat(builder: Any, kind: Any, scalar: Any) -> Any:
+    """A scalar as a tensor. That of a comparison is int32 in the interpreter, which Triton 3.9 takes for no mask."""
+    made = _create_splat(builder, kind, scalar)
+    if scalar.data.dtype == bool:
+        made.data = made.data.astype(bool)
+    return made
 
 
 @contextlib.contextmanager

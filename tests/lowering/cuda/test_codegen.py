@@ -133,8 +133,11 @@ def test_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     dots = [name for name in found if "int_mm" in name]
     assert len(dots) == 4 and all(name.startswith("triton_tem") for name in dots)
     assert all(name.startswith("triton_") for name in found)
-    reductions = [name for name in found if name.startswith("triton_per") and "amax" in name and "softmax" not in name]
+    reductions = [name for name in found if "amax" in name and "softmax" not in name]
     assert len(reductions) == 4  # inputs of qkv, of o, of gate and up, of down
+    # torch 2.11 does not see that rows of an embedding are read in their order, and leaves that one a loop
+    looped = [name for name in reductions if not name.startswith("triton_per")]
+    assert looped == (reductions[:1] if torch.__version__ < (2, 12) else [])
 
 
 def test_tiles_are_tried_where_that_is_asked_for() -> None:

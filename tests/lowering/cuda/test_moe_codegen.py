@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch._inductor import config
 
 pytest.importorskip("triton")
 
@@ -43,6 +44,9 @@ def code(name: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return fakegpu.code_for(program, inputs)
 
 
+REINDEXES = hasattr(config, "loop_reindexing_after_fusion")
+"""Without it (torch 2.11) the scales of blocks and the codes are two kernels, at each of a block's four inputs."""
+
 # scheme, its kernels for a linear and for experts
 SCHEMES = [("w8a8-int8", "eight_bit_kernel", "grouped_eight_bit_kernel"),
            ("w8a8-fp8-block", "fp8_block_kernel", "grouped_fp8_block_kernel"),
@@ -67,11 +71,13 @@ def test_a_decode_step(name: str, scheme: str, dense: str, grouped: str, monkeyp
     at = [place for place, one in enumerate(found) if one.startswith(grouped)]
     assert len(at) == 2, found
     # between them only the activation, with the quantizing of its rows
-    assert at[1] - at[0] == 2 and found[at[0] + 1].startswith("triton_"), found
+    more = 0 if REINDEXES or scheme != "w8a8-fp8-block" else 1
+    between = found[at[0] + 1 : at[1]]
+    assert len(between) == 1 + more and all(one.startswith("triton_") for one in between), found
     assert len([one for one in found if one.startswith(dense)]) == 2, found
     assert "aten._grouped_mm" not in " ".join(found)
     # between o and the experts: norm, router, softmax, choice, sort by expert, rows of experts, ends
     last = max(place for place, one in enumerate(found) if one.startswith(dense))
-    assert at[0] - last - 1 <= 7, found
+    assert at[0] - last - 1 <= 7 + more, found
     # from the embedding to the head, with attention of torch
-    assert len(found) <= 26, found
+    assert len(found) <= 26 + 4 * more, found

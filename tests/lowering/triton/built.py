@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import triton
+
 from qpass.formats import Format
 from qpass.lowering.cuda import tiles
 from qpass.lowering.cuda.kernels import grouped, integers, scale_place
@@ -23,6 +25,25 @@ TYPES = {
     "branch": "*bf16", "residual": "*bf16", "up": "*i8", "up_scale": "*fp32",
     "workspace": "*fp32", "counters": "*i32", "tables": "*i32", "factor": "*fp32", "scale": "*bf16", "sums": "*fp32",
 }  # fmt: skip
+
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+OTHERWISE: dict[str, float] = {}
+"""Budgets of another Triton than the development set's 3.7, where its text is another one."""
+if TRITON < (3, 7):
+    # Lookups in a table get a layout of their own, and rows go through shared memory twice. No spill.
+    OTHERWISE |= {"integer_activation_kernel": 128, "integer_attention_parts_kernel sm_90": 224}
+    OTHERWISE |= {"fp8_block residual": 0.3}  # 255 registers with and without, filled otherwise
+if TRITON >= (3, 9):
+    # For sm_80 the first bytes of the next tile are read a round ahead, and packed anew one by one (PRMT).
+    OTHERWISE |= {"int8 sm_80": 2.6, "grouped int8 sm_80": 2.7, "integer_linear sm_80": 2.6}
+    # Its assembler puts a wait between these warp-group dots, which Triton asked for at the end of each half only.
+    OTHERWISE |= {"w4a8_fp8": 2.1}
+    OTHERWISE |= {"w4a8_int8-group32": 3.4}  # two more instructions for addresses
+
+
+def most(what: str, budget: float) -> float:
+    """``budget``, or what this Triton needs for ``what``."""
+    return OTHERWISE.get(what, budget)
 
 
 @functools.cache

@@ -11,7 +11,8 @@ Words = np.ndarray
 
 def inline_blocks(ptx: str) -> list[str]:
     """The decoders in a compiled kernel: the blocks of inline assembly with registers of their own."""
-    blocks = re.findall(r"// begin inline asm\n(.*?)// end inline asm", ptx, re.S)
+    code = re.sub(r"^\s*\.loc\s.*\n", "", ptx, flags=re.M)  # Triton 3.9 says the source of each line in a block too
+    blocks = re.findall(r"// begin inline asm\n(.*?)// end inline asm", code, re.S)
     return [block for block in blocks if ".reg .b32" in block]
 
 

@@ -18,7 +18,7 @@ from qpass.lowering.triton.experts import (
     grouped_w4a16_kernel,
 )
 from qpass.lowering.triton.properties import loop_of, properties
-from tests.lowering.triton.built import TYPES, _kind
+from tests.lowering.triton.built import TYPES, _kind, most
 from tests.lowering.triton.test_properties import BF16, FP8, INT8, MMA, SHARED, WGMMA
 
 KERNELS = {"int8": grouped_eight_bit_kernel, "fp8": grouped_eight_bit_kernel, "w4a16": grouped_w4a16_kernel,
@@ -55,7 +55,7 @@ def test_few_rows_on_sm_90(name: str, kinds: str, budget: float) -> None:
     assert found.copies["0x10"] >= 6 and kernel.shared <= SHARED
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0) and kernel.registers <= 168
-        assert found.per_weight(weights, kernel) <= budget
+        assert found.per_weight(weights, kernel) <= most(name, budget)
 
 
 MORE = [("w4a16", 64), ("int8", 64), ("fp8_block", 64),
@@ -82,4 +82,5 @@ def test_sm_80(name: str, budget: float) -> None:
     assert found.matrix == {MMA.format(k=16 if name == "w4a16" else 32, kinds=kinds)}
     assert found.conversions == 0 and found.words[0] == found.words[1]
     if kernel.sass:
-        assert (kernel.stack, found.spills) == (0, 0) and found.per_weight(weights, kernel) <= budget
+        assert (kernel.stack, found.spills) == (0, 0)
+        assert found.per_weight(weights, kernel) <= most(f"grouped {name} sm_80", budget)

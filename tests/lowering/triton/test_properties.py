@@ -24,7 +24,7 @@ from qpass.lowering.triton.eight_bit import eight_bit_kernel
 from qpass.lowering.triton.properties import loop_of, properties
 from qpass.lowering.triton.tile import to_rows
 from tests.bench import gpu_tiles
-from tests.lowering.triton.built import TYPES, built
+from tests.lowering.triton.built import TYPES, built, most
 
 WGMMA = "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{kinds}"
 MMA = "mma.sync.aligned.m16n8k{k}.row.col.{kinds}"
@@ -65,7 +65,8 @@ def test_few_rows_on_sm_90(name: str, options: dict, kinds: str, budget: float, 
     assert kernel.shared <= SHARED
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0) and kernel.registers <= registers
-        assert found.per_weight(weights, kernel) <= budget
+        case = name + "".join(f"-{key}{value}" for key, value in options.items())
+        assert found.per_weight(weights, kernel) <= most(case, budget)
 
 
 MORE = [("w4a16", 64, 128), ("w4a16", None, 64), ("w4a8_int8", None, 32), ("fp8_block", 64, 128),
@@ -95,7 +96,7 @@ def test_sm_80(name: str, budget: float, bucket: int | None) -> None:
     assert found.conversions == 0 and found.words[0] == found.words[1]
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0)
-        assert bucket is None or found.per_weight(weights, kernel) <= budget
+        assert bucket is None or found.per_weight(weights, kernel) <= most(f"{name} sm_80", budget)
 
 
 CANDIDATES = [("sm_90", "w4a8_int8", "few"), ("sm_80", "w4a16", "some"), ("sm_90", "int8", "few"),
@@ -140,7 +141,8 @@ def test_a_residual(name: str, bucket: int | None) -> None:
     assert added[0] > added[1] == 0  # a sum of two bfloat16, which the result is by then
     if kernel.sass:
         assert (kernel.stack, found.spills) == (0, 0)
-        assert found.per_weight(weights, kernel) <= before.per_weight(weights, plain) + 0.1
+        more = most(f"{name} residual", 0.1)
+        assert found.per_weight(weights, kernel) <= before.per_weight(weights, plain) + more
 
 
 GROUPS_SM_80 = [("w4a16", 0, 2.2), ("w4a16", 64, 2.6), ("w4a16", 32, 3.3), ("w4a8_int8", 64, 2.2)]

@@ -11,6 +11,7 @@ Packages for ``cuda`` are made without a GPU too; they need no library, and thei
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qpass import pipeline
+from qpass.capture.convention import CallConvention, TensorSpec
 from qpass.errors import InputError, UnsupportedError
 from qpass.lowering import Packager, Target
 from qpass.pipeline import RecipeLike
@@ -59,10 +61,10 @@ def package(
     packed = packager.save(lowered, path)
     if packed.library is not None:
         shutil.copyfile(packed.library, path.with_suffix(".ops.so"))
-    inputs = [{"name": one.name, "type": str(one)} for one in lowered.call.inputs]
+    inputs = [{"name": one.name, "type": str(one), "shape": one.shape} for one in lowered.call.inputs]
     about = {
         "target": target, "recipe": str(recipe), "torch": torch.__version__, "inputs": inputs,
-        "outputs": list(lowered.call.outputs),
+        "sizes": dict(lowered.call.ranges), "outputs": list(lowered.call.outputs),
         "operators": None if packed.library is None else f"{path.stem}.ops.so", **packed.facts,
     }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
@@ -71,6 +73,9 @@ def package(
 
 def load_package(path: str | Path) -> Callable[..., tuple[Any, ...]]:
     """The function in a package that ``package`` wrote: flat tensors in, a flat tuple out.
+
+    It raises InputError for inputs that are not what ``model.json`` says, which the package by itself does not look at,
+    and makes them contiguous.
 
     Raises:
         InputError: a file that is not there, or is of another version of torch.
@@ -85,7 +90,25 @@ def load_package(path: str | Path) -> Callable[..., tuple[Any, ...]]:
     if facts["torch"] != torch.__version__:
         raise InputError(f"the package was made by torch {facts['torch']}, this is {torch.__version__}",
                          where=str(path), fix="make it again with qpass.package")  # fmt: skip
-    return _packager(pipeline.load_target(facts["target"])).load(path, facts)
+    function, call = _packager(pipeline.load_target(facts["target"])).load(path, facts), _call_of(facts)
+
+    def run(*inputs: Tensor) -> tuple[Any, ...]:
+        if len(inputs) != len(call.inputs):
+            wanted = ", ".join(one.name for one in call.inputs)
+            raise InputError(f"{len(inputs)} inputs, the package takes {len(call.inputs)}", fix=f"pass {wanted}")
+        return function(*(one.contiguous() for one in call.check(inputs)))
+
+    return run
+
+
+def _call_of(facts: Mapping[str, Any]) -> CallConvention:
+    """What a package takes: its flat inputs, which are its signature."""
+    inputs = tuple(TensorSpec(one["name"], getattr(torch, one["type"].partition("[")[0]), tuple(one["shape"]))
+                   for one in facts["inputs"])  # fmt: skip
+    kind = facts["target"].partition(":")[0]
+    device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", torch.cuda.current_device())
+    sizes = {name: (low, high) for name, (low, high) in facts["sizes"].items()}
+    return CallConvention("module", inspect.Signature(), inputs, tuple(facts["outputs"]), device, sizes)
 
 
 def _packager(target: Target) -> Packager:

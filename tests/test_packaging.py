@@ -51,6 +51,19 @@ def test_a_package_gives_the_bits_of_the_compiled_module(tmp_path: Path) -> None
         qpass.load_package(path)
 
 
+def test_inputs_are_looked_at(tmp_path: Path) -> None:
+    """AOTInductor's function looks at none of this: it took transposed numbers as they lie, and halves for floats."""
+    model = nn.Sequential(nn.Linear(64, 10)).eval()
+    run = qpass.load_package(qpass.package(model, "w8a8-int8", tmp_path / "model.pt2", (torch.randn(4, 64),)))
+    x = torch.randn(64, 9).t()
+    assert torch.equal(run(x)[0], run(x.contiguous())[0])
+    for wrong in (x.half(), x.long(), torch.randn(3, 65), torch.randn(3, 8), torch.randn(2, 3, 64), x[:0], None):
+        with pytest.raises(InputError, match=r"`.*` is .*, the compiled model takes float32\[batch, 64\]"):
+            run(wrong)
+    with pytest.raises(InputError, match="0 inputs, the package takes 1"):
+        run()
+
+
 def test_what_cannot_be_packaged_says_so(tmp_path: Path) -> None:
     model, example = nn.Sequential(nn.Linear(64, 32)).eval(), (torch.randn(3, 64),)
     with pytest.raises(InputError, match=r"ends in \.pt2, not 'model\.so'.*use model\.pt2"):

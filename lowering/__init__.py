@@ -32,6 +32,7 @@ class Case:
     """One linear that asks for a kernel: out and in features, the scheme, and the dtype of the float side.
 
     ``experts``: of a ``grouped_linear``, how many weights of that shape lie one after another; 0 for a linear.
+    ``factor``: of a low-rank branch, V or U; empty for a linear of the model.
     """
 
     out_features: int
@@ -39,6 +40,7 @@ class Case:
     scheme: Scheme
     dtype: torch.dtype
     experts: int = 0
+    factor: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,12 @@ class Target:
     def pick(self, case: Case) -> tuple[Kernel, list[str]]:
         """The first kernel that takes ``case``, and why those before it did not."""
         refusals: list[str] = []
-        for kernel in self.grouped if case.experts else self.kernels:
+        listed = self.grouped if case.experts else self.kernels
+        for kernel in listed:
             reason = kernel.refuses(case)
             if reason is None:
+                if not refusals and len(listed) > 1 and kernel.name.startswith("reference."):
+                    refusals.append(f"target {self.name} has no kernel for {case.scheme}")
                 return kernel, refusals
             if reason:
                 refusals.append(f"{kernel.name}: {reason}")

@@ -88,8 +88,17 @@ def calibration_of(args: argparse.Namespace, model: str) -> list[Any] | None:
 def model_options(command: Any) -> None:
     """``--dtype`` and ``--target``."""
     command.add_argument("--dtype", choices=DTYPES, default="auto", help="of the float model (default: as saved)")
-    command.add_argument("--target", choices=tuple(pipeline.TARGETS), default="cpu",
-                         help="cpu: fast kernels; reference: slow, the oracle (default: %(default)s)")  # fmt: skip
+    command.add_argument("--target", type=_target, default="cpu", metavar="{" + ",".join(pipeline.TARGETS) + "}",
+                         help="cpu: fast kernels; reference: slow, the oracle; cuda:sm_80: another GPU than sm_90 "
+                              "(default: %(default)s)")  # fmt: skip
+
+
+def _target(text: str) -> str:
+    """As argparse takes a type: a target's name, with what may follow a colon."""
+    if text.partition(":")[0] not in pipeline.TARGETS:
+        legal = ", ".join(map(repr, pipeline.TARGETS))
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {legal})")
+    return text
 
 
 def count(text: str) -> int:

@@ -286,8 +286,8 @@ def build(
 
 def load_target(name: str, mode: str | None = None) -> Target:
     """The target of that name. The only place that turns a name into a module of ``qpass.lowering``."""
-    base, _, option = name.partition(":")
-    if base not in TARGETS:
+    base, colon, option = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if base not in TARGETS or (colon and not option):
         raise InputError(f"unknown target {name!r}", fix=f"use one of {', '.join(TARGETS)}")
     module = importlib.import_module(TARGETS[base])
     if hasattr(module, "configured"):

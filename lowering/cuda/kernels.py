@@ -328,9 +328,10 @@ def _call_w4a8_fp8(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias
 
 
 def _refuses_up(case: Case, capability: Capability) -> str | None:
-    """U of a low-rank branch, or any linear of few inputs."""
-    if case.scheme.input is not None or case.scheme.weight.element != "int8" or case.in_features > MAX_RANK:
+    if case.factor != "U" or case.scheme.weight.element != "int8":
         return OTHER_KIND
+    if case.in_features > MAX_RANK:
+        return f"it takes ranks up to {MAX_RANK}"
     return None if _plain_channel(case.scheme.weight, "int8") else "it takes int8:channel:sym weights"
 
 
@@ -345,7 +346,7 @@ def _call_up(inputs: tuple[Tensor, ...], found: Mapping[str, Tensor], bias: Tens
 
 _FEW = f"up to {tiles.SOME} rows weights are the left operand, with split K"
 _STOCK = f"{_FEW}; above, Inductor's dot with all that follows it in one kernel"
-_DENSE = f"{_FEW}; from {tiles.DENSE} rows weights are written out once for Inductor's dot"
+_DENSE = f"{_FEW}; from {tiles.DENSE + 1} rows weights are written out once for Inductor's dot"
 
 
 def kernels(capability: Capability) -> tuple[Kernel, ...]:

@@ -22,7 +22,9 @@ class Interpreter:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def run(*args: Any, **kwargs: Any) -> None:
-            with _library(), mock.patch.object(InterpreterBuilder, "create_splat", _splat):
+            with _library(), contextlib.ExitStack() as stack:
+                for name, new in (("create_splat", _splat), ("create_dot", _dot), ("cast_impl", _cast)):
+                    stack.enter_context(mock.patch.object(InterpreterBuilder, name, new))
                 self._kernel[grid](*args, **kwargs)
 
         return run
@@ -51,7 +53,8 @@ def _interpreted(kernel: Any) -> Any:
     return _made[id(kernel)]
 
 
-_create_splat = InterpreterBuilder.create_splat
+_create_splat, _create_dot = InterpreterBuilder.create_splat, InterpreterBuilder.create_dot
+_cast_impl = InterpreterBuilder.cast_impl
 
 
 def _splat(builder: Any, kind: Any, scalar: Any) -> Any:
@@ -60,6 +63,20 @@ def _splat(builder: Any, kind: Any, scalar: Any) -> Any:
     if scalar.data.dtype == bool:
         made.data = made.data.astype(bool)
     return made
+
+
+def _dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+    """Numbers of bfloat16 are held as their bits, and the interpreter multiplies those: here as float32."""
+    a, b = (_cast_impl(builder, one, tl.float32) if one.dtype.scalar == tl.bfloat16 else one for one in (a, b))
+    return _create_dot(builder, a, b, *rest)
+
+
+def _cast(builder: Any, source: Any, kind: Any) -> Any:
+    """Between bfloat16 and any type but float32 the interpreter casts the bits: here by way of float32."""
+    types_ = source.dtype.scalar, kind.scalar
+    if tl.bfloat16 in types_ and tl.float32 not in types_ and types_[0] != types_[1]:
+        source = _cast_impl(builder, source, tl.float32)
+    return _cast_impl(builder, source, kind)
 
 
 @contextlib.contextmanager

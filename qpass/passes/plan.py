@@ -136,6 +136,8 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
         return replace(choice, reason=f"the recipe says so ({line.glob})")
     if weight.op != "get_attr":
         return replace(choice, reason=f"its weight is computed by {op_name(weight.target)}, not a parameter")
+    if value.dtype is torch.float64:
+        return replace(choice, reason="it computes in float64: cast the model to float32 or bfloat16 first")
     others = sorted({op_name(user.target) for user in weight.users if user.target not in _KEY})
     if others and line.wide and recipe.integer is None:
         reason = f"shares its weight with {', '.join(others)}: a quantized copy would add memory, not save it"
@@ -152,26 +154,30 @@ def _choose(node: fx.Node, recipe: Recipe, target: Target) -> Choice:
     if recipe.integer is not None:
         return replace(choice, reason=INTEGER)
     kernel, refusals = target.pick(case_of(choice, node.meta["val"].dtype))
-    branch = _branch(choice, target, node.meta["val"].dtype)
-    return replace(choice, kernel=kernel, notes=(*_notes(choice, recipe), *refusals), branch=branch)
+    branch, others = _branch(choice, target, node.meta["val"].dtype)
+    return replace(choice, kernel=kernel, notes=(*_notes(choice, recipe), *refusals, *others), branch=branch)
 
 
-def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[Choice, ...]:
-    """An int8 V reads what the linear reads, in the same format; U reads V's few results as they are."""
+def _branch(choice: Choice, target: Target, dtype: torch.dtype) -> tuple[tuple[Choice, ...], list[str]]:
+    """The linears of a low-rank branch, and why kernels did not take them.
+
+    An int8 V reads what the linear reads, in the same format; U reads V's few results as they are.
+    """
     assert choice.scheme is not None
     fmt, (rows, width) = choice.scheme.weight, choice.shape
     if not fmt.rank:
-        return ()
+        return (), []
     check_rank(fmt.rank, choice.shape, choice.weight)
-    found = []
-    for shape, inputs in (((fmt.rank, width), choice.scheme.input), ((rows, fmt.rank), None)):
+    found, notes = [], []
+    for factor, shape, inputs in (("V", (fmt.rank, width), choice.scheme.input), ("U", (rows, fmt.rank), None)):
         size = shape[0] * shape[1] * dtype.itemsize
         part = Choice(choice.weight, shape, None, reason="a factor of a low-rank branch", bytes_before=size)
         if fmt.factor == "int8":
             part = replace(part, scheme=Scheme(INT8, inputs))
-            part = replace(part, kernel=target.pick(case_of(part, dtype))[0])
+            kernel, refusals = target.pick(replace(case_of(part, dtype), factor=factor))
+            part, notes = replace(part, kernel=kernel), [*notes, *(f"{factor}: {reason}" for reason in refusals)]
         found.append(part)
-    return tuple(found)
+    return tuple(found), notes
 
 
 def _chooses(node: fx.Node) -> bool:
@@ -254,7 +260,8 @@ def _check_groups(recipe: Recipe, linears: list[fx.Node]) -> None:
             wide.append(f"{names(node)[0]} ({node.args[1].meta['val'].shape[-1]} inputs)")
     wide = list(dict.fromkeys(wide))
     if wide:
-        raise RecipeError(f"a group of {line_group(recipe)} is wider than {len(wide)} weights: {', '.join(wide[:4])}",
+        count = "a weight" if len(wide) == 1 else f"{len(wide)} weights"
+        raise RecipeError(f"a group of {line_group(recipe)} is wider than {count}: {', '.join(wide[:4])}",
                           where=f"recipe {recipe.name}", fix="use a smaller group, or w8a16 for these linears")
 
 

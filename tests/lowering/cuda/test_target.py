@@ -233,3 +233,25 @@ def test_rows_of_a_call() -> None:
     program = qpass.trace(model(), "w8a8-int8", args=(torch.zeros(2, 256),), target="cuda")["LOWERED"]
     assert [rows_of(program)([torch.zeros(rows, 256)]) for rows in (1, 77)] == [1, 77]
     assert len(sources()) == 16
+
+
+@pytest.mark.parametrize("recipe", [
+    "w4a16-g128", {"methods": [{"lorc": {"weighted": False, "rank": 8}}], "linears": {"*": "w4a8-int8"}},
+], ids=["w4a16", "lorc"])  # fmt: skip
+def test_bfloat16_models_without_a_gpu(recipe: object) -> None:
+    """The interpreter multiplies and casts the bits of bfloat16; ours does not."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 128)).eval().bfloat16(), torch.randn(4, 256).bfloat16()
+    got, want = (qpass.trace(model, recipe, args=(x,), target=target)["LOWERED"].run(x)[0].float()
+                 for target in ("cuda", "reference"))  # fmt: skip
+    assert (got - want).norm() < 2**-7 * want.norm()
+
+
+def test_what_no_kernel_takes_has_a_reason() -> None:
+    args = (torch.zeros(2, 128),)
+    for recipe in ("w8a16", "nvfp4", "int3:g128:asym"):
+        text = str(qpass.plan(nn.Sequential(nn.Linear(128, 48)).eval(), recipe, args=args, target="cuda"))
+        assert "reference.dequantize" in text and "note: 0: target cuda:sm_90 has no kernel for " in text, text
+    branch = {"methods": [{"lorc": {"weighted": False, "rank": 8}}], "linears": {"*": "w4a16-g128"}}
+    text = str(qpass.plan(nn.Sequential(nn.Linear(128, 48)).eval(), branch, args=args, target="cuda"))
+    assert "cuda.low_rank_up" in text and "note: 0: V: target cuda:sm_90 has no kernel for int8:channel:sym" in text

@@ -72,8 +72,11 @@ def tied(model):
     return ("lm_head", "cls.predictions.decoder") if head is not None and head.weight is table.weight else ()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("recipe", ["w8a8-int8", "w4a16-g32"])
+@pytest.mark.parametrize(("name", "recipe"), [
+    *((name, "w8a8-int8") for name in FAMILIES),
+    *(pytest.param(name, "w4a16-g32", marks=[] if name in ("llama", "opt", "bert") else [pytest.mark.slow])
+      for name in FAMILIES),
+])  # fmt: skip
 def test_every_stage(name, recipe):
     model, program = captured(name)
     call = inputs(name, model, program)

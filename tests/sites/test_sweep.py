@@ -68,7 +68,11 @@ SAMPLE = ("apertus", "bamba", "bart", "bloom", "codegen", "deepseek_v2", "electr
           "granitemoe", "hrm_text", "mamba", "mobilebert", "mpt", "olmoe", "phi", "phimoe", "t5", "xlnet")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+LIKE_OTHERS = ("apertus", "codegen", "electra", "falcon", "granitemoe", "mpt", "phi", "phimoe")  # of decoders above
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else [])
+                                  for name in SAMPLE])  # fmt: skip
 def test_sample_of_the_sweep(name):
     found = sweep.outcome(name, sweep.check, dynamic=False)
     assert found.status == "preserved", found

@@ -22,9 +22,11 @@ def test_every_example_is_run() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(PRINTS)
 
 
-@pytest.mark.parametrize(
-    "name", PRINTS
-)
+MINUTES = ("06_integer_only.py",)  # where there are no kernels of ours it compiles the meaning of every operator
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in MINUTES else [])
+                                  for name in PRINTS])  # fmt: skip
 def test_example(name: str) -> None:
     path = EXAMPLES / name
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60

@@ -197,13 +197,13 @@ def bucket_for(rows: Mapping[str, Any], inputs: Sequence[Tensor]) -> str:
 
 
 def load(path: Path, facts: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
-    """The function in a package: flat tensors on the GPU in, a flat tuple out. ``facts``: what ``package`` gave."""
+    """The function in a package: contiguous tensors on the GPU in, a flat tuple out; ``facts`` from ``package``."""
     stored = load_file(str(path.with_suffix(".safetensors")), device="cuda")
     weights = [stored[name] for name in facts["weights"]]
     models = load_pt2(str(path)).aoti_runners
 
     def run(*inputs: Tensor) -> tuple[Any, ...]:
         with torch.no_grad():
-            return tuple(models[bucket_for(facts["rows"], inputs)](*weights, *(one.contiguous() for one in inputs)))
+            return tuple(models[bucket_for(facts["rows"], inputs)](*weights, *inputs))
 
     return run
